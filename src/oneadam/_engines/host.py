@@ -1,0 +1,252 @@
+"""The rule on NumPy arrays, updated in place.
+
+Arrays whose memory is a plain run of elements go to the compiled kernels, all of one kind in
+one launch; the others go to `strided`, one by one. `sight` finds out which is which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneadam._engines import Buffers, Options, strided
+from oneadam._engines.cpu import kernels
+from oneadam._engines.cpu.formats import MARKERS
+from oneadam._engines.cpu.inspection import FORMATS
+from oneadam._engines.cpu.pieces import Cutter, Pieces, Share
+from oneadam._engines.sight import ABSENT, Gradients, Sight
+from oneadam._engines.threads import share
+from oneadam._plan import Scalars
+
+Bools = NDArray[np.bool_]
+Float64s = NDArray[np.float64]
+Rows = NDArray[np.intp]
+
+# Sums of squares outside of this may have lost their largest or their smallest terms.
+_SMALLEST, _LARGEST = 1e-280, 1e300
+_ENLARGING, _SHRINKING = 2.0**600, 2.0**-600
+
+
+class _Launch(NamedTuple):
+    """Variables that one kernel takes at once, and the markers of their formats."""
+
+    pieces: Pieces
+    param0: Any
+    grad0: Any
+    state0: Any
+
+
+class Host:
+    """The variables of an optimizer and its state, ready to be updated.
+
+    Args:
+        buffers: for each field a list of arrays, one for each variable; None for a field that
+            is not used, and for `grad`. No two arrays overlap, and nobody else has the state.
+        names: of the variables, for errors.
+    """
+
+    def __init__(self, buffers: Buffers, names: list[str]) -> None:
+        self._buffers = buffers
+        self._table = np.zeros((len(names), kernels.COLUMNS), np.int64)
+        for column, arrays in enumerate(buffers):
+            if arrays is not None and column not in (kernels.PARAM, kernels.GRAD):
+                self._table[:, column] = [array.ctypes.data for array in arrays]
+        self._sight = Sight(buffers.param, names)
+        self._cutter = Cutter(np.array([param.size for param in buffers.param], np.int64))
+        self._wide = np.array([param.dtype == np.float64 for param in buffers.param], np.bool_)
+
+    def look(self, grads: list[Any], closer: Callable[[int, Any], Any]) -> Gradients:
+        """Find out where the variables and the gradients of a call lie in memory.
+
+        Args:
+            grads: one for each variable, of any kind.
+            closer: called with a variable's number and its gradient where that is not a plain
+                array of the variable's shape; returns an array of that shape, or None where
+                there is no gradient, or raises.
+
+        Raises:
+            ValueError: a variable is no longer the array that it was.
+        """
+        gradients, variable_addresses, addresses = self._sight.look(grads, closer)
+        self._table[:, kernels.PARAM] = variable_addresses
+        self._table[:, kernels.GRAD] = addresses
+        return gradients
+
+    def norms(self, gradients: Gradients, options: Options, *, accumulated: bool) -> Float64s:
+        """Return the norm of each variable's unscaled gradient, or of its window's sum.
+
+        A norm is finite if and only if all its elements are. Without a gradient it is that of
+        the sum so far, or 0.
+        """
+        which = np.ones(len(self._wide), np.bool_) if accumulated else gradients.present
+        sums = self._squares(gradients, options, which, 1.0, accumulated)
+        norms: Float64s = np.sqrt(sums)
+        # Squares of float32 always fit into float64; those of float64 may not.
+        for lost, factor in (
+            (~(sums <= _LARGEST), _SHRINKING),
+            (sums < _SMALLEST, _ENLARGING),
+        ):
+            again = which & self._wide & lost
+            if again.any():
+                sums = self._squares(gradients, options, again, factor, accumulated)
+                norms[again] = np.sqrt(sums[again]) / factor
+        return norms
+
+    def accumulate(self, gradients: Gradients, options: Options) -> None:
+        """Add the gradients to the accumulators."""
+        launches, odd = self._launches(gradients, gradients.present)
+        for cut, _, grad0, state0 in launches:
+
+            loss_scale = _scalar(options.loss_scale, state0)
+
+            def run(part: Share) -> None:
+                kernels.accumulate(self._table, cut.table, *part, grad0, state0, loss_scale)
+
+            share(cut.shares, run)
+        for row in odd:
+            strided.accumulate(self._row(gradients, row), options)
+
+    def update(
+        self,
+        gradients: Gradients,
+        scalars: Scalars,
+        options: Options,
+        *,
+        participants: Bools,
+        accumulated: bool,
+    ) -> None:
+        """Update the participants, and take all variables into their moving averages."""
+        launches, odd = self._launches(gradients, participants)
+        columns = _in_columns(scalars)
+        has_maximum = self._buffers.velocity_max is not None
+        has_average = self._buffers.average is not None
+        for cut, param0, grad0, state0 in launches:
+            table = columns.astype(state0.dtype)
+            loss_scale = _scalar(options.loss_scale, state0)
+            limit = _scalar(options.limit, state0)
+
+            def run(part: Share) -> None:
+                kernels.update(
+                    self._table,
+                    table,
+                    cut.table,
+                    *part,
+                    param0,
+                    grad0,
+                    state0 if accumulated else None,
+                    state0,
+                    state0 if has_maximum else None,
+                    state0 if has_average else None,
+                    state0 if options.decays else None,
+                    loss_scale,
+                    limit,
+                    options.overwrite,
+                )
+
+            # The norms were taken from the first share to the last, whose gradients are still
+            # in the cache.
+            share(cut.shares[::-1], run)
+        for row in odd:
+            buffers = self._row(gradients, row)
+            if not accumulated:
+                buffers = buffers._replace(accumulator=None)
+            with np.errstate(all="ignore"):
+                strided.update(buffers, _row_of(scalars, row), options)
+        if has_average:
+            self._average(gradients, scalars, options, ~participants)
+
+    def _average(
+        self, gradients: Gradients, scalars: Scalars, options: Options, which: Bools
+    ) -> None:
+        launches, odd = self._launches(gradients, which)
+        columns = _in_columns(scalars)
+        for cut, param0, _, state0 in launches:
+            table = columns.astype(state0.dtype)
+
+            def run(part: Share) -> None:
+                kernels.average(
+                    self._table, table, cut.table, *part, param0, state0, options.overwrite
+                )
+
+            share(cut.shares, run)
+        for row in odd:
+            strided.average(self._row(gradients, row), _row_of(scalars, row), options)
+
+    def _squares(
+        self,
+        gradients: Gradients,
+        options: Options,
+        which: Bools,
+        factor: float,
+        accumulated: bool,
+    ) -> Float64s:
+        launches, odd = self._launches(gradients, which)
+        totals = np.zeros(len(which))
+        for cut, param0, grad0, state0 in launches:
+            sums = np.empty(len(cut.table))
+            accumulator0 = state0 if accumulated else None
+            loss_scale = _scalar(options.loss_scale, state0)
+
+            def run(part: Share) -> None:
+                kernels.squares(
+                    self._table,
+                    cut.table,
+                    *part,
+                    sums,
+                    param0,
+                    grad0,
+                    accumulator0,
+                    loss_scale,
+                    factor,
+                )
+
+            share(cut.shares, run)
+            totals += np.bincount(cut.table[:, 0], sums, len(which))
+        for row in odd:
+            buffers = self._row(gradients, row)
+            if not accumulated:
+                buffers = buffers._replace(accumulator=None)
+            with np.errstate(all="ignore"):
+                totals[row] = strided.squares(buffers, options, factor)
+        return totals
+
+    def _launches(
+        self, gradients: Gradients, which: Bools
+    ) -> tuple[list[_Launch], list[int]]:
+        """Sort the variables that take part into launches, and those for `strided`."""
+        params, grads = self._sight.formats, gradients.formats
+        plain = which & (params >= 0) & (grads >= 0)
+        odd = np.flatnonzero(which & ~plain).tolist()
+        kinds = params * (ABSENT + 1) + grads
+        launches = []
+        for kind in np.unique(kinds[plain]).tolist():
+            rows = np.flatnonzero(plain & (kinds == kind))
+            param, grad = divmod(kind, ABSENT + 1)
+            launches.append(
+                _Launch(
+                    self._cutter.cut(rows),
+                    MARKERS[FORMATS[param]],
+                    None if grad == ABSENT else MARKERS[FORMATS[grad]],
+                    MARKERS["float64" if FORMATS[param] == "float64" else "float32"],
+                )
+            )
+        return launches, odd
+
+    def _row(self, gradients: Gradients, row: int) -> Buffers:
+        arrays = [None if column is None else column[row] for column in self._buffers]
+        return Buffers(*arrays)._replace(grad=gradients.arrays[row])
+
+
+def _scalar(value: float | None, state0: Any) -> Any:
+    return None if value is None else state0.dtype.type(value)
+
+
+def _in_columns(scalars: Scalars) -> Float64s:
+    return np.stack(scalars, axis=1)
+
+
+def _row_of(scalars: Scalars, row: int) -> Scalars:
+    return Scalars(*(float(column[row]) for column in scalars))

@@ -1,0 +1,148 @@
+"""Portable checkpoints: one safetensors file, the same for every door.
+
+A file holds named arrays and, in its metadata, strings by name; `format` and `format_version`
+among them are this module's own. It is written atomically and read without executing anything.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import platform
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+__all__ = ["read", "write"]
+
+_FORMAT = "oneadam"
+_VERSION = 1
+
+
+def write(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, NDArray[Any]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write arrays to a file, atomically.
+
+    Whatever happens on the way, `path` is the old file or the whole new one. The new file is
+    written beside it under another name, forced to the disk and then renamed.
+
+    Args:
+        path: where to; the folder must exist.
+        tensors: arrays by name, of any dtype that safetensors knows.
+        metadata: strings by name; not `format` or `format_version`.
+
+    Raises:
+        ValueError: `metadata` uses a name of this module's own.
+        OSError: the file cannot be written; the old one is untouched.
+
+    Example:
+        >>> import tempfile, pathlib, numpy as np
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "weights.safetensors"
+        >>> write(path, {"kernel": np.ones((2, 3))}, {"epoch": "7"})
+        >>> tensors, metadata = read(path)
+        >>> tensors["kernel"].shape, metadata["epoch"]
+        ((2, 3), '7')
+    """
+    own = {"format": _FORMAT, "format_version": str(_VERSION)}
+    if own.keys() & metadata.keys():
+        raise ValueError(
+            f"metadata must not use the names {sorted(own)}, received {sorted(metadata)};"
+            " choose others"
+        )
+    target = Path(path)
+    _remove_leftovers(target)
+    temporary = target.with_name(f"{_prefix(target)}{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, temporary, {**metadata, **own})
+        _force_to_disk(temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        _force_to_disk(target.parent)
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Read a file that `write` has written.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The arrays by name, and the metadata by name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, damaged, not one of ours, or of a newer format.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path must be an existing file, received {os.fspath(path)!r}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+            _check_format(metadata, path)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"path must be a whole checkpoint of oneadam, received {os.fspath(path)!r}, which is"
+            f" truncated, damaged or of another kind ({error}); take an older checkpoint"
+        ) from error
+    return tensors, metadata
+
+
+def _check_format(metadata: Mapping[str, str], path: str | os.PathLike[str]) -> None:
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(
+            f"path must be a checkpoint of oneadam, received {os.fspath(path)!r}, a safetensors"
+            " file that something else has written; its arrays can be read with the safetensors"
+            " library and given to load_state_dict"
+        )
+    version = metadata.get("format_version", "")
+    if not version.isdecimal() or int(version) > _VERSION:
+        raise ValueError(
+            f"path must be of format version {_VERSION} at most, received {os.fspath(path)!r} of"
+            f" version {version or 'unknown'}; read it with a newer release of oneadam"
+        )
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.{platform.node()}."
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove the temporary files of processes of this machine that died while writing."""
+    for leftover in target.parent.glob(f"{glob.escape(_prefix(target))}*.tmp"):
+        process = leftover.name.removeprefix(_prefix(target)).split(".")[0]
+        if process.isdecimal() and not _is_alive(int(process)):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # elsewhere asking would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
