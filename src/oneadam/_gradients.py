@@ -56,17 +56,22 @@ def scaling(
         return Scaling(np.full(variables, 1.0 / divisor), None, None)
     norms = norms / divisor
     gradient_norm = total_norm(norms)
-    if not needs_norms(hyperparameters):
+    clipping = _clipping(hyperparameters, norms, gradient_norm)
+    if clipping is None:
         return Scaling(np.full(variables, 1.0 / divisor), gradient_norm, None)
-    if hyperparameters.global_clipnorm is not None:
-        clipping = np.full(variables, _clipping(gradient_norm, hyperparameters.global_clipnorm))
-    else:
-        clipping = _clipping(norms, hyperparameters.clipnorm)
     smallest = float(clipping.min()) if variables else 1.0
     return Scaling(clipping / divisor, gradient_norm, smallest)
 
 
-def _clipping(norms: Float64s | float, limit: float | None) -> Float64s:
-    """Return limit / max(norm, limit): NaN where the norm is not finite."""
-    factors = np.divide(limit, np.maximum(norms, limit))
-    return np.where(np.isfinite(norms), factors, np.nan)
+def _clipping(
+    hyperparameters: Hyperparameters, norms: Float64s, gradient_norm: float
+) -> Float64s | None:
+    """Return limit / max(norm, limit) for each variable: NaN where the norm is not finite."""
+    limit = hyperparameters.clipnorm
+    if hyperparameters.global_clipnorm is not None:
+        limit = hyperparameters.global_clipnorm
+        norms = np.full_like(norms, gradient_norm)
+    if limit is None or limit == math.inf:
+        return None
+    factors = np.full_like(norms, np.nan)
+    return np.divide(limit, np.maximum(norms, limit), out=factors, where=np.isfinite(norms))

@@ -54,7 +54,7 @@ def array_slots(hyperparameters: Hyperparameters) -> tuple[str, ...]:
     wanted = {
         VELOCITY_HAT: hyperparameters.amsgrad,
         AVERAGE: hyperparameters.use_ema,
-        ACCUMULATOR: hyperparameters.gradient_accumulation_steps is not None,
+        ACCUMULATOR: (hyperparameters.gradient_accumulation_steps or 1) > 1,
     }
     return (MOMENTUM, VELOCITY, *(name for name, is_wanted in wanted.items() if is_wanted))
 

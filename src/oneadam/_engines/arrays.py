@@ -28,9 +28,7 @@ def update(buffers: Buffers, s: Scalars, options: Options, xp: Namespace) -> Buf
     dtype = compute_dtype(buffers.param, xp)
     param, momentum, velocity, velocity_max = _rule.adam(
         xp.asarray(buffers.param, dtype=dtype),
-        _rule.clip(
-            accumulated(buffers, options, xp), options.limit, s, xp.maximum, xp.minimum
-        ),
+        _rule.clip(accumulated(buffers, options, xp), options.limit, s, xp.maximum, xp.minimum),
         buffers.momentum,
         buffers.velocity,
         buffers.velocity_max,

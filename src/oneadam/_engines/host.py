@@ -16,13 +16,14 @@ from oneadam._engines import Buffers, Options, strided
 from oneadam._engines.cpu import kernels
 from oneadam._engines.cpu.formats import MARKERS
 from oneadam._engines.cpu.inspection import FORMATS
-from oneadam._engines.cpu.pieces import Cutter, Pieces, Share
+from oneadam._engines.cpu.pieces import Cutter, Pieces
 from oneadam._engines.sight import ABSENT, Gradients, Sight
 from oneadam._engines.threads import share
 from oneadam._plan import Scalars
 
 Bools = NDArray[np.bool_]
 Float64s = NDArray[np.float64]
+Int64s = NDArray[np.int64]
 Rows = NDArray[np.intp]
 
 # Sums of squares outside of this may have lost their largest or their smallest terms.
@@ -37,6 +38,36 @@ class _Launch(NamedTuple):
     param0: Any
     grad0: Any
     state0: Any
+
+    @property
+    def table(self) -> Int64s:
+        return self.pieces.table
+
+    def present(self, is_present: bool) -> Any:
+        """Return the marker of an array of state that may be absent."""
+        return self.state0 if is_present else None
+
+    def scalar(self, value: float | None) -> Any:
+        """Return a scalar in the compute dtype."""
+        with np.errstate(all="ignore"):
+            return None if value is None else self.state0.dtype.type(value)
+
+    def cast(self, columns: Float64s) -> NDArray[Any]:
+        """Return the table of scalars in the compute dtype."""
+        with np.errstate(all="ignore"):
+            return columns.astype(self.state0.dtype)
+
+    def run(
+        self,
+        kernel: Callable[..., None],
+        tables: tuple[Any, ...],
+        rest: tuple[Any, ...],
+        *,
+        backwards: bool = False,
+    ) -> None:
+        """Run a kernel on all pieces, on all threads."""
+        shares = self.pieces.shares[::-1] if backwards else self.pieces.shares
+        share(shares, lambda part: kernel(*tables, part.first, part.last, *rest))
 
 
 class Host:
@@ -98,16 +129,15 @@ class Host:
     def accumulate(self, gradients: Gradients, options: Options) -> None:
         """Add the gradients to the accumulators."""
         launches, odd = self._launches(gradients, gradients.present)
-        for cut, _, grad0, state0 in launches:
-
-            loss_scale = _scalar(options.loss_scale, state0)
-
-            def run(part: Share) -> None:
-                kernels.accumulate(self._table, cut.table, *part, grad0, state0, loss_scale)
-
-            share(cut.shares, run)
+        for launch in launches:
+            launch.run(
+                kernels.accumulate,
+                (self._table, launch.table),
+                (launch.grad0, launch.state0, launch.scalar(options.loss_scale)),
+            )
         for row in odd:
-            strided.accumulate(self._row(gradients, row), options)
+            with np.errstate(all="ignore"):
+                strided.accumulate(self._row(gradients, row), options)
 
     def update(
         self,
@@ -120,60 +150,48 @@ class Host:
     ) -> None:
         """Update the participants, and take all variables into their moving averages."""
         launches, odd = self._launches(gradients, participants)
-        columns = _in_columns(scalars)
-        has_maximum = self._buffers.velocity_max is not None
-        has_average = self._buffers.average is not None
-        for cut, param0, grad0, state0 in launches:
-            table = columns.astype(state0.dtype)
-            loss_scale = _scalar(options.loss_scale, state0)
-            limit = _scalar(options.limit, state0)
-
-            def run(part: Share) -> None:
-                kernels.update(
-                    self._table,
-                    table,
-                    cut.table,
-                    *part,
-                    param0,
-                    grad0,
-                    state0 if accumulated else None,
-                    state0,
-                    state0 if has_maximum else None,
-                    state0 if has_average else None,
-                    state0 if options.decays else None,
-                    loss_scale,
-                    limit,
+        columns = np.stack(scalars, axis=1)
+        # The norms were taken from the first share to the last, and the gradients of the last
+        # are still in the cache.
+        for launch in launches:
+            launch.run(
+                kernels.update,
+                (self._table, launch.cast(columns), launch.table),
+                (
+                    launch.param0,
+                    launch.grad0,
+                    launch.present(accumulated),
+                    launch.state0,
+                    launch.present(self._buffers.velocity_max is not None),
+                    launch.present(self._buffers.average is not None),
+                    launch.present(options.decays),
+                    launch.scalar(options.loss_scale),
+                    launch.scalar(options.limit),
                     options.overwrite,
-                )
-
-            # The norms were taken from the first share to the last, whose gradients are still
-            # in the cache.
-            share(cut.shares[::-1], run)
+                ),
+                backwards=True,
+            )
         for row in odd:
-            buffers = self._row(gradients, row)
-            if not accumulated:
-                buffers = buffers._replace(accumulator=None)
+            buffers = self._row(gradients, row, accumulated=accumulated)
             with np.errstate(all="ignore"):
                 strided.update(buffers, _row_of(scalars, row), options)
-        if has_average:
+        if self._buffers.average is not None:
             self._average(gradients, scalars, options, ~participants)
 
     def _average(
         self, gradients: Gradients, scalars: Scalars, options: Options, which: Bools
     ) -> None:
         launches, odd = self._launches(gradients, which)
-        columns = _in_columns(scalars)
-        for cut, param0, _, state0 in launches:
-            table = columns.astype(state0.dtype)
-
-            def run(part: Share) -> None:
-                kernels.average(
-                    self._table, table, cut.table, *part, param0, state0, options.overwrite
-                )
-
-            share(cut.shares, run)
+        columns = np.stack(scalars, axis=1)
+        for launch in launches:
+            launch.run(
+                kernels.average,
+                (self._table, launch.cast(columns), launch.table),
+                (launch.param0, launch.state0, options.overwrite),
+            )
         for row in odd:
-            strided.average(self._row(gradients, row), _row_of(scalars, row), options)
+            with np.errstate(all="ignore"):
+                strided.average(self._row(gradients, row), _row_of(scalars, row), options)
 
     def _squares(
         self,
@@ -185,37 +203,28 @@ class Host:
     ) -> Float64s:
         launches, odd = self._launches(gradients, which)
         totals = np.zeros(len(which))
-        for cut, param0, grad0, state0 in launches:
-            sums = np.empty(len(cut.table))
-            accumulator0 = state0 if accumulated else None
-            loss_scale = _scalar(options.loss_scale, state0)
-
-            def run(part: Share) -> None:
-                kernels.squares(
-                    self._table,
-                    cut.table,
-                    *part,
+        for launch in launches:
+            sums = np.empty(len(launch.table))
+            launch.run(
+                kernels.squares,
+                (self._table, launch.table),
+                (
                     sums,
-                    param0,
-                    grad0,
-                    accumulator0,
-                    loss_scale,
+                    launch.param0,
+                    launch.grad0,
+                    launch.present(accumulated),
+                    launch.scalar(options.loss_scale),
                     factor,
-                )
-
-            share(cut.shares, run)
-            totals += np.bincount(cut.table[:, 0], sums, len(which))
+                ),
+            )
+            totals += np.bincount(launch.table[:, 0], sums, len(which))
         for row in odd:
-            buffers = self._row(gradients, row)
-            if not accumulated:
-                buffers = buffers._replace(accumulator=None)
+            buffers = self._row(gradients, row, accumulated=accumulated)
             with np.errstate(all="ignore"):
                 totals[row] = strided.squares(buffers, options, factor)
         return totals
 
-    def _launches(
-        self, gradients: Gradients, which: Bools
-    ) -> tuple[list[_Launch], list[int]]:
+    def _launches(self, gradients: Gradients, which: Bools) -> tuple[list[_Launch], list[int]]:
         """Sort the variables that take part into launches, and those for `strided`."""
         params, grads = self._sight.formats, gradients.formats
         plain = which & (params >= 0) & (grads >= 0)
@@ -235,17 +244,10 @@ class Host:
             )
         return launches, odd
 
-    def _row(self, gradients: Gradients, row: int) -> Buffers:
+    def _row(self, gradients: Gradients, row: int, *, accumulated: bool = True) -> Buffers:
         arrays = [None if column is None else column[row] for column in self._buffers]
-        return Buffers(*arrays)._replace(grad=gradients.arrays[row])
-
-
-def _scalar(value: float | None, state0: Any) -> Any:
-    return None if value is None else state0.dtype.type(value)
-
-
-def _in_columns(scalars: Scalars) -> Float64s:
-    return np.stack(scalars, axis=1)
+        buffers = Buffers(*arrays)._replace(grad=gradients.arrays[row])
+        return buffers if accumulated else buffers._replace(accumulator=None)
 
 
 def _row_of(scalars: Scalars, row: int) -> Scalars:

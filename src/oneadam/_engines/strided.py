@@ -74,7 +74,9 @@ def _blocks(buffers: Buffers, written: tuple[str, ...]) -> Iterator[Buffers]:
             parts: tuple[NDArray[np.generic], ...] = (
                 blocks if isinstance(blocks, tuple) else (blocks,)
             )
-            yield Buffers(**{**dict.fromkeys(Buffers._fields), **dict(zip(present, parts))})
+            yield Buffers(
+                **{**dict.fromkeys(Buffers._fields), **dict(zip(present, parts, strict=True))}
+            )
 
 
 def _write(block: Buffers, after: Buffers, names: tuple[str, ...]) -> None:

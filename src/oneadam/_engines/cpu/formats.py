@@ -88,7 +88,9 @@ def _narrowed(builder, marker, value):
         return builder.fptrunc(value, ir.HalfType())
     if marker == _BFLOAT16:
         bits = builder.bitcast(value, _INT32)
-        kept_is_odd = builder.and_(builder.lshr(bits, ir.Constant(_INT32, 16)), ir.Constant(_INT32, 1))
+        kept_is_odd = builder.and_(
+            builder.lshr(bits, ir.Constant(_INT32, 16)), ir.Constant(_INT32, 1)
+        )
         rounded = builder.add(builder.add(bits, _INT32(0x7FFF)), kept_is_odd)
         # Rounding could carry a NaN's payload into the sign; it stays a quiet NaN instead.
         quiet = builder.or_(bits, _INT32(0x00400000))
@@ -142,9 +144,9 @@ def as_stored(typing_context, marker, value):
 def cast(typing_context, value, marker):
     """Return `value`, or None, in the compute dtype of the format."""
     if _is_absent(value):
-        return types.none(value, marker), lambda context, builder, signature, args: (
-            context.get_dummy_value()
-        )
+        return types.none(
+            value, marker
+        ), lambda context, builder, signature, args: context.get_dummy_value()
     computed = _computed(marker)
 
     def generate(context, builder, signature, args):

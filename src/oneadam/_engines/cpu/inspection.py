@@ -12,6 +12,7 @@ where it does not hold, every array is reported as one to look at more closely, 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -57,7 +58,7 @@ def _has_shape(array, shapes, first, last):
     if _int32_at(array + _NDIM) != last - first:
         return False
     shape = _int64_at(array + _SHAPE)
-    for axis in range(first, last):
+    for axis in range(first, last):  # noqa: SIM110, a generator does not compile
         if _int64_at(shape + 8 * (axis - first)) != shapes[axis]:
             return False
     return True
@@ -91,7 +92,7 @@ class Inspector:
         self._shapes = np.array([n for shape in shapes for n in shape], np.int64)
         self._bounds = np.cumsum([0] + [len(shape) for shape in shapes]).astype(np.int64)
 
-    def inspect(self, arrays: list[object], *, writable: bool):
+    def inspect(self, arrays: Sequence[object], *, writable: bool):
         """Return the arrays' addresses, int64, and formats, int8 (an index of `FORMATS`).
 
         The format of whatever is not a plain, aligned, contiguous array of its shape and of a

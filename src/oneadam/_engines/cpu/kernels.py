@@ -149,7 +149,10 @@ def average(table, scalars, pieces, first, last, param0, average0, overwrite):
         s = _row_scalars(scalars, row)
         for i in range(pieces[piece, 1], pieces[piece, 2]):
             new, param = _averaged(
-                load(average0, AVERAGE, average_at, i), load(param0, PARAM, param_at, i), s, overwrite
+                load(average0, AVERAGE, average_at, i),
+                load(param0, PARAM, param_at, i),
+                s,
+                overwrite,
             )
             store(average0, AVERAGE, average_at, i, new)
             if overwrite:
@@ -174,9 +177,7 @@ def accumulate(table, pieces, first, last, grad0, accumulator0, loss_scale):
 
 # The order of the sum is left to the compiler, which keeps several partial sums.
 @njit(nogil=True, error_model="numpy", fastmath={"reassoc"})
-def squares(
-    table, pieces, first, last, sums, param0, grad0, accumulator0, loss_scale, factor
-):
+def squares(table, pieces, first, last, sums, param0, grad0, accumulator0, loss_scale, factor):
     """Write the sum of the squares of each piece's gradients, times `factor`, in float64."""
     for piece in range(first, last):
         row = pieces[piece, 0]

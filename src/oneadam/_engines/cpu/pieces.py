@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -59,4 +60,4 @@ def _cut(rows: NDArray[np.intp], sizes: Int64s) -> Pieces:
     total = int(done[-1]) if len(done) else 0
     cuts = np.searchsorted(done, np.arange(SHARE, total, SHARE), side="left") + 1
     edges = np.unique(np.concatenate([[0], cuts, [len(table)]])).tolist()
-    return Pieces(np.ascontiguousarray(table), [Share(*pair) for pair in zip(edges, edges[1:])])
+    return Pieces(np.ascontiguousarray(table), [Share(*pair) for pair in pairwise(edges)])

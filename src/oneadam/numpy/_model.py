@@ -1,0 +1,209 @@
+"""The variables that an optimizer was built on, with their state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneadam import _state
+from oneadam._engines import Buffers, Options
+from oneadam._engines.host import Host
+from oneadam._engines.sight import Gradients
+from oneadam._plan import Scalars
+from oneadam.numpy import _variables
+
+Array = NDArray[Any]
+Bools = NDArray[np.bool_]
+Float64s = NDArray[np.float64]
+
+
+class Model:
+    """Variables, their state and the engine that updates both in place.
+
+    Args:
+        structure: the variables as the user gave them.
+        slots: which arrays of state every variable has.
+        is_excluded: whether the variable of a name is exempt from weight decay.
+    """
+
+    def __init__(
+        self, structure: Any, slots: Iterable[str], is_excluded: Callable[[str], bool]
+    ) -> None:
+        self.structure = structure
+        self.variables = _variables.named_variables(structure)
+        arrays = self.variables.values()
+        self.state: dict[str, list[Array]] = {
+            slot: [np.zeros(a.shape, _state.compute_dtype(a.dtype)) for a in arrays]
+            for slot in slots
+        }
+        count = len(self.variables)
+        self.updates = np.zeros(count, np.int64)
+        self.in_window = np.zeros(count, np.bool_)
+        self.averaged = np.zeros(count, np.bool_)
+        self.decayed = np.array([not is_excluded(name) for name in self.variables], np.bool_)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.names = list(self.variables)
+        arrays = list(self.variables.values())
+        self._rows = {id(array): row for row, array in enumerate(arrays)}
+        self._host = Host(
+            Buffers(
+                param=arrays,
+                grad=None,
+                accumulator=self.state.get(_state.ACCUMULATOR),
+                momentum=self.state[_state.MOMENTUM],
+                velocity=self.state[_state.VELOCITY],
+                velocity_max=self.state.get(_state.VELOCITY_HAT),
+                average=self.state.get(_state.AVERAGE),
+            ),
+            self.names,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        rebuilt = ("names", "_rows", "_host")  # addresses and identities are this process's
+        return {name: value for name, value in vars(self).items() if name not in rebuilt}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._prepare()
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients are accumulated over several calls."""
+        return _state.ACCUMULATOR in self.state
+
+    def row(self, variable: Any) -> int:
+        """Return the number of a variable, given itself or its name.
+
+        Raises:
+            ValueError: the optimizer was not built on it.
+        """
+        if isinstance(variable, str):
+            if variable in self.variables:
+                return self.names.index(variable)
+            raise ValueError(
+                f"variables must be among those that the optimizer was built on, received the name"
+                f" {variable!r}; it knows {', '.join(self.names[:10])}"
+            )
+        row = self._rows.get(id(variable))
+        if row is None:
+            shape = getattr(variable, "shape", None)
+            raise ValueError(
+                "variables must be the very arrays that the optimizer was built on, received"
+                f" another {type(variable).__name__} of shape {shape}; build a new optimizer for it"
+            )
+        return row
+
+    def check_same(self, variables: Any) -> None:
+        """Refuse a structure that has other variables than the optimizer was built on."""
+        rows = [self.row(variable) for _, variable in _variables.leaves(variables)]
+        if sorted(rows) != list(range(len(self.names))):
+            raise ValueError(
+                f"variables must be the {len(self.names)} that the optimizer was built on, each"
+                f" once, received {len(rows)}; make a new optimizer for another set"
+            )
+
+    def in_order(self, grads: Any, variables: Any) -> list[Any]:
+        """Return a gradient or None for each variable.
+
+        Args:
+            grads: gradients in the structure of `variables`, or in a list.
+            variables: some of the variables; None for all, in the structure of the build.
+        """
+        if variables is None:
+            return _variables.flat_gradients(grads, self.structure, len(self.names))
+        rows = [self.row(variable) for _, variable in _variables.leaves(variables)]
+        if len(set(rows)) != len(rows):
+            raise ValueError(
+                "variables must each be given once, received one of them twice; add its gradients"
+            )
+        in_order: list[Any] = [None] * len(self.names)
+        given = _variables.flat_gradients(grads, variables, len(rows))
+        for row, grad in zip(rows, given, strict=True):
+            in_order[row] = grad
+        return in_order
+
+    def look(self, grads: list[Any]) -> Gradients:
+        """Check the gradients, one for each variable, and find them in memory."""
+        return self._host.look(grads, self._look_closer)
+
+    def _look_closer(self, row: int, grad: Any) -> Array | None:
+        name = self.names[row]
+        return _variables.check_gradient(grad, name, self.variables[name].shape)
+
+    def norms(self, gradients: Gradients, options: Options) -> Float64s:
+        """Return the norm of each variable's unscaled gradient, or of its window's sum."""
+        return self._host.norms(gradients, options, accumulated=self.accumulates)
+
+    def accumulate(self, gradients: Gradients, options: Options) -> None:
+        """Add the gradients to the accumulation window."""
+        self._host.accumulate(gradients, options)
+        self.in_window |= gradients.present
+
+    def participants(self, gradients: Gradients) -> Bools:
+        """Return which variables have had a gradient in the window that this call closes."""
+        return gradients.present | self.in_window
+
+    def update(
+        self, gradients: Gradients, participants: Bools, scalars: Scalars, options: Options
+    ) -> None:
+        """Update the participants, and the moving averages of all variables."""
+        self._host.update(
+            gradients,
+            scalars,
+            options,
+            participants=participants,
+            accumulated=self.accumulates,
+        )
+        self.updates += participants
+        self.in_window[:] = False
+        if _state.AVERAGE in self.state:
+            self.averaged[:] = True
+
+    def averages(self, variables: Any) -> dict[str, Array]:
+        """Return the moving averages of variables, or of all, by name, where they have one."""
+        if variables is None:
+            rows = list(range(len(self.names)))
+        else:
+            rows = [self.row(variable) for _, variable in _variables.leaves(variables)]
+        averages = self.state.get(_state.AVERAGE, [])
+        return {self.names[r]: averages[r] for r in rows if averages and self.averaged[r]}
+
+    def slots(self) -> dict[str, _state.Slot]:
+        """Return all state that the variables may have."""
+        return {
+            name: slot
+            for variable, array in self.variables.items()
+            for name, slot in _state.variable_slots(variable, array.shape, array.dtype).items()
+        }
+
+    def present(self) -> dict[str, Array]:
+        """Return the state of the variables by name: the arrays themselves, not copies."""
+        arrays: dict[str, Array] = {}
+        for row, name in enumerate(self.names):
+            for slot, column in self.state.items():
+                if slot != _state.AVERAGE or self.averaged[row]:
+                    arrays[f"{name}/{slot}"] = column[row]
+            arrays[f"{name}/{_state.UPDATES}"] = np.array(self.updates[row])
+            if self.accumulates:
+                arrays[f"{name}/{_state.IN_WINDOW}"] = np.array(self.in_window[row])
+        return arrays
+
+    def wanted(self) -> set[str]:
+        """Return the names of the state that the variables have or are about to have."""
+        slots = [*self.state, _state.UPDATES, *([_state.IN_WINDOW] * self.accumulates)]
+        return {f"{name}/{slot}" for name in self.names for slot in slots}
+
+    def adopt(self, found: Mapping[str, Array]) -> None:
+        """Take over saved state that has been matched; what it lacks starts afresh."""
+        for row, name in enumerate(self.names):
+            for slot, column in self.state.items():
+                saved = found.get(f"{name}/{slot}")
+                column[row][...] = 0 if saved is None else saved
+            self.updates[row] = found[f"{name}/{_state.UPDATES}"]
+            self.in_window[row] = found.get(f"{name}/{_state.IN_WINDOW}", False)
+            self.averaged[row] = f"{name}/{_state.AVERAGE}" in found

@@ -1,0 +1,172 @@
+"""The state of a run as named arrays and strings, and taking it over again."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneadam import _interrupts, _state, checkpoint
+from oneadam._hyperparameters import Hyperparameters, with_learning_rate
+from oneadam._plan import Counters
+from oneadam.numpy._run import Run
+
+Array = NDArray[Any]
+
+
+def state(run: Run) -> dict[str, Array]:
+    """Return the whole state by name; the large arrays are the run's own, not copies."""
+    name = run.hyperparameters.name
+    own: dict[str, Array] = {
+        f"{name}/{key}": np.array(value, np.int64) for key, value in run.counters._asdict().items()
+    }
+    if isinstance(run.hyperparameters.learning_rate, float):
+        own[f"{name}/learning_rate"] = np.array(run.hyperparameters.learning_rate)
+    return run.built().present() | own
+
+
+class Restoring(NamedTuple):
+    """Saved state that has passed all checks, ready to be taken over."""
+
+    arrays: dict[str, Array]
+    counters: Counters
+    hyperparameters: Hyperparameters
+    also: dict[str, Array]
+
+
+def restoring(
+    run: Run, saved: Mapping[str, Any], keep_learning_rate: bool, also: Iterable[str] = ()
+) -> Restoring:
+    """Check saved state against a run, and warn of what only one of them has.
+
+    Args:
+        run: built on the variables that the state is of.
+        saved: arrays by name.
+        keep_learning_rate: keep the configured learning rate.
+        also: further state of the optimizer's own that is wanted.
+    """
+    model, name = run.built(), run.hyperparameters.name
+    saved = dict(saved)
+    own = [*Counters._fields, *also]
+    if keep_learning_rate:
+        saved.pop(f"{name}/learning_rate", None)
+    elif isinstance(run.hyperparameters.learning_rate, float):
+        own.append("learning_rate")
+    slots = model.slots() | _state.optimizer_slots(name)
+    wanted = model.wanted() | {f"{name}/{key}" for key in own}
+    matched = _state.match(slots, wanted, saved)
+    found = {key: matched.found[f"{name}/{key}"] for key in own if f"{name}/{key}" in matched.found}
+    counters = _counters(name, found, accumulates=model.accumulates)
+    hyperparameters = run.hyperparameters
+    if "learning_rate" in found:
+        hyperparameters = with_learning_rate(hyperparameters, float(found["learning_rate"]))
+    _report(matched, counters)
+    return Restoring(
+        matched.found,
+        counters,
+        hyperparameters,
+        {key: found[key] for key in also if key in found},
+    )
+
+
+def restore(run: Run, restoring: Restoring) -> None:
+    """Take over saved state that has been checked."""
+    with _interrupts.held_back():
+        run.built().adopt(restoring.arrays)
+        run.counters, run.hyperparameters = restoring.counters, restoring.hyperparameters
+
+
+def _counters(name: str, found: Mapping[str, Array], *, accumulates: bool) -> Counters:
+    numbers = {key: int(found[key]) for key in Counters._fields}
+    for key, number in numbers.items():
+        if number < 0:
+            raise ValueError(
+                f"{name}/{key} must be >= 0, received {number}; the saved state is damaged, and"
+                " nothing was loaded"
+            )
+    counters = Counters(**numbers)
+    return counters if accumulates else counters._replace(accumulated_calls=0)
+
+
+def _report(matched: _state.Matched, counters: Counters) -> None:
+    # Before the first update no average has been taken, so none is missing.
+    afresh = [
+        name
+        for name in matched.afresh
+        if counters.updates or not name.endswith(f"/{_state.AVERAGE}")
+    ]
+    told = [
+        f"{what}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+        for what, names in (
+            ("started afresh, because the saved state lacks it", afresh),
+            ("left out, because this optimizer does not use it", matched.ignored),
+        )
+        if names
+    ]
+    if told:
+        warnings.warn("; ".join(told), stacklevel=4)
+
+
+def metadata(run: Run) -> dict[str, str]:
+    """Return what a checkpoint says besides the state."""
+    variables = {
+        name: {"shape": list(array.shape), "dtype": array.dtype.name}
+        for name, array in run.built().variables.items()
+    }
+    told = {"optimizer": run.hyperparameters.name, "variables": json.dumps(variables)}
+    # A function in place of a number cannot be written down; the state is whole without it.
+    with suppress(ValueError):
+        told["config"] = json.dumps(run.config())
+    return told
+
+
+def read(
+    run: Run,
+    path: str | os.PathLike[str],
+    names: Mapping[str, str] | Callable[[str], str] | None,
+) -> dict[str, Array]:
+    """Return the state in a file under the names that it has in this run."""
+    tensors, told = checkpoint.read(path)
+    try:
+        saved_as, variables = told["optimizer"], list(json.loads(told["variables"]))
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"path must be a checkpoint that an optimizer has saved, received {os.fspath(path)!r},"
+            f" which does not name its optimizer and variables ({error})"
+        ) from error
+    renamed = _renamed(variables, names)
+    own = _state.optimizer_slots(saved_as)
+    result: dict[str, Array] = {}
+    for name, tensor in tensors.items():
+        owner, slash, slot = name.rpartition("/")
+        owner = run.hyperparameters.name if name in own else renamed.get(owner, owner)
+        result[owner + slash + slot] = tensor
+    return result
+
+
+def _renamed(
+    variables: list[str], names: Mapping[str, str] | Callable[[str], str] | None
+) -> dict[str, str]:
+    if names is None:
+        return {name: name for name in variables}
+    if isinstance(names, Mapping):
+        unknown = sorted(names.keys() - set(variables))
+        if unknown:
+            raise ValueError(
+                f"names must rename variables of the checkpoint, received {unknown}, which it does"
+                f" not have; it has {', '.join(variables[:10])}"
+            )
+        renamed = {name: names.get(name, name) for name in variables}
+    else:
+        renamed = {name: names(name) for name in variables}
+    if len(set(renamed.values())) != len(renamed):
+        raise ValueError(
+            f"names must give different names to different variables, received {renamed}"
+        )
+    return renamed
