@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneadam._engines import Buffers, Options, strided
-from oneadam._engines.cpu import kernels
-from oneadam._engines.cpu.formats import MARKERS
-from oneadam._engines.cpu.inspection import FORMATS
+from oneadam._engines.cpu import layout
+from oneadam._engines.cpu.compiled import compiled
+from oneadam._engines.cpu.formats import ABSENT_KIND, FORMATS
 from oneadam._engines.cpu.pieces import Cutter, Pieces
 from oneadam._engines.sight import ABSENT, Gradients, Sight
 from oneadam._engines.threads import share
@@ -24,7 +24,7 @@ from oneadam._plan import Scalars
 Bools = NDArray[np.bool_]
 Float64s = NDArray[np.float64]
 Int64s = NDArray[np.int64]
-Rows = NDArray[np.intp]
+Parameter = tuple[str, float]
 
 # Sums of squares outside of this may have lost their largest or their smallest terms.
 _SMALLEST, _LARGEST = 1e-280, 1e300
@@ -32,42 +32,62 @@ _ENLARGING, _SHRINKING = 2.0**600, 2.0**-600
 
 
 class _Launch(NamedTuple):
-    """Variables that one kernel takes at once, and the markers of their formats."""
+    """Variables that one kernel takes at once, with the formats of their arrays."""
 
     pieces: Pieces
-    param0: Any
-    grad0: Any
-    state0: Any
+    param: str
+    grad: str
+    computed: str
 
     @property
     def table(self) -> Int64s:
         return self.pieces.table
 
-    def present(self, is_present: bool) -> Any:
+    def state(self, is_present: bool) -> Parameter:
         """Return the marker of an array of state that may be absent."""
-        return self.state0 if is_present else None
+        return _marker(self.computed if is_present else ABSENT_KIND)
 
-    def scalar(self, value: float | None) -> Any:
-        """Return a scalar in the compute dtype."""
-        with np.errstate(all="ignore"):
-            return None if value is None else self.state0.dtype.type(value)
+    def scalar(self, value: float | None) -> Parameter:
+        """Return a number that may be absent."""
+        return _marker(ABSENT_KIND) if value is None else (self.computed, value)
 
     def cast(self, columns: Float64s) -> NDArray[Any]:
         """Return the table of scalars in the compute dtype."""
         with np.errstate(all="ignore"):
-            return columns.astype(self.state0.dtype)
+            return columns.astype(self.computed)
 
     def run(
         self,
-        kernel: Callable[..., None],
-        tables: tuple[Any, ...],
-        rest: tuple[Any, ...],
+        kernel: str,
+        tables: tuple[NDArray[Any], ...],
+        rest: tuple[Parameter, ...],
         *,
         backwards: bool = False,
     ) -> None:
-        """Run a kernel on all pieces, on all threads."""
+        """Run a kernel on all pieces, on all threads.
+
+        Args:
+            kernel: its name.
+            tables: what it finds at its first parameters, before the numbers of the pieces.
+            rest: its parameters after those.
+            backwards: begin with the last share.
+        """
+        addresses = [table.ctypes.data for table in tables]
+        values = [value for _, value in rest]
+        function = compiled(
+            kernel,
+            (
+                *(f"{table.dtype}*" for table in tables),
+                *("int64", "int64"),
+                *(kind for kind, _ in rest),
+            ),
+        )
         shares = self.pieces.shares[::-1] if backwards else self.pieces.shares
-        share(shares, lambda part: kernel(*tables, part.first, part.last, *rest))
+        share(shares, lambda part: function(*addresses, part.first, part.last, *values))
+
+
+def _marker(kind: str) -> Parameter:
+    return kind, 0
 
 
 class Host:
@@ -81,9 +101,9 @@ class Host:
 
     def __init__(self, buffers: Buffers, names: list[str]) -> None:
         self._buffers = buffers
-        self._table = np.zeros((len(names), kernels.COLUMNS), np.int64)
+        self._table = np.zeros((len(names), layout.COLUMNS), np.int64)
         for column, arrays in enumerate(buffers):
-            if arrays is not None and column not in (kernels.PARAM, kernels.GRAD):
+            if arrays is not None and column not in (layout.PARAM, layout.GRAD):
                 self._table[:, column] = [array.ctypes.data for array in arrays]
         self._sight = Sight(buffers.param, names)
         self._cutter = Cutter(np.array([param.size for param in buffers.param], np.int64))
@@ -102,8 +122,8 @@ class Host:
             ValueError: a variable is no longer the array that it was.
         """
         gradients, variable_addresses, addresses = self._sight.look(grads, closer)
-        self._table[:, kernels.PARAM] = variable_addresses
-        self._table[:, kernels.GRAD] = addresses
+        self._table[:, layout.PARAM] = variable_addresses
+        self._table[:, layout.GRAD] = addresses
         return gradients
 
     def norms(self, gradients: Gradients, options: Options, *, accumulated: bool) -> Float64s:
@@ -131,9 +151,13 @@ class Host:
         launches, odd = self._launches(gradients, gradients.present)
         for launch in launches:
             launch.run(
-                kernels.accumulate,
+                "accumulate",
                 (self._table, launch.table),
-                (launch.grad0, launch.state0, launch.scalar(options.loss_scale)),
+                (
+                    _marker(launch.grad),
+                    launch.state(True),
+                    launch.scalar(options.loss_scale),
+                ),
             )
         for row in odd:
             with np.errstate(all="ignore"):
@@ -155,19 +179,19 @@ class Host:
         # are still in the cache.
         for launch in launches:
             launch.run(
-                kernels.update,
+                "update",
                 (self._table, launch.cast(columns), launch.table),
                 (
-                    launch.param0,
-                    launch.grad0,
-                    launch.present(accumulated),
-                    launch.state0,
-                    launch.present(self._buffers.velocity_max is not None),
-                    launch.present(self._buffers.average is not None),
-                    launch.present(options.decays),
+                    _marker(launch.param),
+                    _marker(launch.grad),
+                    launch.state(accumulated),
+                    launch.state(True),
+                    launch.state(self._buffers.velocity_max is not None),
+                    launch.state(self._buffers.average is not None),
+                    launch.state(options.decays),
                     launch.scalar(options.loss_scale),
                     launch.scalar(options.limit),
-                    options.overwrite,
+                    ("int64", options.overwrite),
                 ),
                 backwards=True,
             )
@@ -185,9 +209,9 @@ class Host:
         columns = np.stack(scalars, axis=1)
         for launch in launches:
             launch.run(
-                kernels.average,
+                "average",
                 (self._table, launch.cast(columns), launch.table),
-                (launch.param0, launch.state0, options.overwrite),
+                (_marker(launch.param), launch.state(True), ("int64", options.overwrite)),
             )
         for row in odd:
             with np.errstate(all="ignore"):
@@ -206,15 +230,14 @@ class Host:
         for launch in launches:
             sums = np.empty(len(launch.table))
             launch.run(
-                kernels.squares,
-                (self._table, launch.table),
+                "squares",
+                (self._table, launch.table, sums),
                 (
-                    sums,
-                    launch.param0,
-                    launch.grad0,
-                    launch.present(accumulated),
+                    _marker(launch.param),
+                    _marker(launch.grad),
+                    launch.state(accumulated),
                     launch.scalar(options.loss_scale),
-                    factor,
+                    ("float64", factor),
                 ),
             )
             totals += np.bincount(launch.table[:, 0], sums, len(which))
@@ -237,9 +260,9 @@ class Host:
             launches.append(
                 _Launch(
                     self._cutter.cut(rows),
-                    MARKERS[FORMATS[param]],
-                    None if grad == ABSENT else MARKERS[FORMATS[grad]],
-                    MARKERS["float64" if FORMATS[param] == "float64" else "float32"],
+                    FORMATS[param],
+                    ABSENT_KIND if grad == ABSENT else FORMATS[grad],
+                    "float64" if FORMATS[param] == "float64" else "float32",
                 )
             )
         return launches, odd

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from oneadam._engines.cpu.inspection import FORMATS, LOOK_CLOSER, Inspector
+from oneadam._engines.cpu.formats import FORMATS
+from oneadam._engines.cpu.inspection import LOOK_CLOSER, Inspector
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]

@@ -1,8 +1,8 @@
 """The rule, compiled for one element at a time over a table of addresses.
 
-Every kernel walks pieces `first` to `last` of `pieces`, whose rows are (row of the tables,
-first element, element after the last). It holds no reference and checks nothing: the caller
-keeps the memory alive and has checked it. An array that is absent has the marker None.
+Every kernel walks pieces `first` to `last`, rows of (variable, first element, element after the
+last) at the address `pieces`. It holds no reference and checks nothing: the caller keeps the
+memory alive and has checked it. Parameters whose names end in 0 are markers of formats.
 
 `cast` brings a gradient of another width to the compute dtype of the variable.
 """
@@ -13,19 +13,24 @@ keeps the memory alive and has checked it. An array that is absent has the marke
 from __future__ import annotations
 
 import math
-import sys
 
 from numba import njit
 
-from oneadam import _plan, _rule
-from oneadam._engines.cpu import formats
-from oneadam._engines.cpu.cache import remember
-from oneadam._engines.cpu.formats import as_stored, cast, load, store
+from oneadam import _rule
+from oneadam._engines.cpu.elements import KERNEL, as_stored, cast, load, store
+from oneadam._engines.cpu.layout import (
+    ACCUMULATOR,
+    AVERAGE,
+    COLUMNS,
+    GRAD,
+    MOMENTUM,
+    PARAM,
+    VELOCITY,
+    VELOCITY_MAX,
+)
 from oneadam._plan import Scalars
 
-# The columns of a table of addresses, which are also the roles of the arrays.
-PARAM, GRAD, ACCUMULATOR, MOMENTUM, VELOCITY, VELOCITY_MAX, AVERAGE = range(7)
-COLUMNS = 7
+SCALARS = len(Scalars._fields)
 
 _accumulate = njit(_rule.accumulate)
 _clip = njit(_rule.clip)
@@ -50,16 +55,17 @@ def _minimum(a, b):
 
 @njit
 def _row_scalars(scalars, row):
+    at = row * SCALARS
     return Scalars(
-        scalars[row, 0],
-        scalars[row, 1],
-        scalars[row, 2],
-        scalars[row, 3],
-        scalars[row, 4],
-        scalars[row, 5],
-        scalars[row, 6],
-        scalars[row, 7],
-        scalars[row, 8],
+        scalars[at],
+        scalars[at + 1],
+        scalars[at + 2],
+        scalars[at + 3],
+        scalars[at + 4],
+        scalars[at + 5],
+        scalars[at + 6],
+        scalars[at + 7],
+        scalars[at + 8],
     )
 
 
@@ -70,7 +76,7 @@ def _averaged(average, param, s, overwrite):
         return average, param
     else:
         average = _moving_average(average, param, s)
-        return average, average if overwrite else param
+        return average, average if overwrite != 0 else param
 
 
 @njit
@@ -81,7 +87,7 @@ def _optional(marker, value):
         return value
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(**KERNEL)
 def update(
     table,
     scalars,
@@ -101,17 +107,17 @@ def update(
 ):
     """Take one update: gradient, decay, Adam, moving average, in one pass over memory."""
     for piece in range(first, last):
-        row = pieces[piece, 0]
-        param_at = table[row, PARAM]
-        grad_at = table[row, GRAD]
-        accumulator_at = table[row, ACCUMULATOR]
-        momentum_at = table[row, MOMENTUM]
-        velocity_at = table[row, VELOCITY]
-        velocity_max_at = table[row, VELOCITY_MAX]
-        average_at = table[row, AVERAGE]
+        row = pieces[3 * piece]
+        param_at = table[row * COLUMNS + PARAM]
+        grad_at = table[row * COLUMNS + GRAD]
+        accumulator_at = table[row * COLUMNS + ACCUMULATOR]
+        momentum_at = table[row * COLUMNS + MOMENTUM]
+        velocity_at = table[row * COLUMNS + VELOCITY]
+        velocity_max_at = table[row * COLUMNS + VELOCITY_MAX]
+        average_at = table[row * COLUMNS + AVERAGE]
         s = _row_scalars(scalars, row)
         decay = _optional(decay0, s.decay)
-        for i in range(pieces[piece, 1], pieces[piece, 2]):
+        for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
             grad = _accumulate(
                 load(accumulator0, ACCUMULATOR, accumulator_at, i),
                 cast(load(grad0, GRAD, grad_at, i), param0),
@@ -139,15 +145,15 @@ def update(
             store(average0, AVERAGE, average_at, i, average)
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(**KERNEL)
 def average(table, scalars, pieces, first, last, param0, average0, overwrite):
     """Take variables that sit an update out into their moving averages."""
     for piece in range(first, last):
-        row = pieces[piece, 0]
-        param_at = table[row, PARAM]
-        average_at = table[row, AVERAGE]
+        row = pieces[3 * piece]
+        param_at = table[row * COLUMNS + PARAM]
+        average_at = table[row * COLUMNS + AVERAGE]
         s = _row_scalars(scalars, row)
-        for i in range(pieces[piece, 1], pieces[piece, 2]):
+        for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
             new, param = _averaged(
                 load(average0, AVERAGE, average_at, i),
                 load(param0, PARAM, param_at, i),
@@ -155,18 +161,18 @@ def average(table, scalars, pieces, first, last, param0, average0, overwrite):
                 overwrite,
             )
             store(average0, AVERAGE, average_at, i, new)
-            if overwrite:
+            if overwrite != 0:
                 store(param0, PARAM, param_at, i, param)
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(**KERNEL)
 def accumulate(table, pieces, first, last, grad0, accumulator0, loss_scale):
     """Add a micro-batch's gradients to the accumulators."""
     for piece in range(first, last):
-        row = pieces[piece, 0]
-        grad_at = table[row, GRAD]
-        accumulator_at = table[row, ACCUMULATOR]
-        for i in range(pieces[piece, 1], pieces[piece, 2]):
+        row = pieces[3 * piece]
+        grad_at = table[row * COLUMNS + GRAD]
+        accumulator_at = table[row * COLUMNS + ACCUMULATOR]
+        for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
             total = _accumulate(
                 load(accumulator0, ACCUMULATOR, accumulator_at, i),
                 cast(load(grad0, GRAD, grad_at, i), accumulator0),
@@ -176,15 +182,15 @@ def accumulate(table, pieces, first, last, grad0, accumulator0, loss_scale):
 
 
 # The order of the sum is left to the compiler, which keeps several partial sums.
-@njit(nogil=True, error_model="numpy", fastmath={"reassoc"})
-def squares(table, pieces, first, last, sums, param0, grad0, accumulator0, loss_scale, factor):
+@njit(fastmath={"reassoc"}, **KERNEL)
+def squares(table, pieces, sums, first, last, param0, grad0, accumulator0, loss_scale, factor):
     """Write the sum of the squares of each piece's gradients, times `factor`, in float64."""
     for piece in range(first, last):
-        row = pieces[piece, 0]
-        grad_at = table[row, GRAD]
-        accumulator_at = table[row, ACCUMULATOR]
+        row = pieces[3 * piece]
+        grad_at = table[row * COLUMNS + GRAD]
+        accumulator_at = table[row * COLUMNS + ACCUMULATOR]
         total = 0.0
-        for i in range(pieces[piece, 1], pieces[piece, 2]):
+        for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
             grad = factor * _accumulate(
                 load(accumulator0, ACCUMULATOR, accumulator_at, i),
                 cast(load(grad0, GRAD, grad_at, i), param0),
@@ -192,6 +198,3 @@ def squares(table, pieces, first, last, sums, param0, grad0, accumulator0, loss_
             )
             total += grad * grad
         sums[piece] = total
-
-
-remember([_rule, _plan, formats, sys.modules[__name__]], update, average, accumulate, squares)

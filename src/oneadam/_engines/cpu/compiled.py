@@ -1,0 +1,217 @@
+"""Kernels as functions to call: from this process, from the disk, or compiled now.
+
+A kernel that has been compiled once on a machine is kept on disk as machine code, and a process
+that finds all it needs there loads it without the compiler, which takes a second to import.
+
+What is on disk is found by a fingerprint of everything that it was made from: the text of the
+rule and of the kernels, the versions of the compilers, and the processor. Numba's own cache looks
+only at the file that a kernel stands in and would not notice an edit of the rule.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from threading import Lock
+from types import CodeType, ModuleType
+from typing import Any, NamedTuple
+
+from llvmlite import binding
+
+from oneadam import __version__
+from oneadam._engines.cpu.formats import C_TYPES
+
+_KERNELS = "oneadam._engines.cpu.kernels"
+_OBJECTS = "oneadam._engines.cpu.objects"
+_MODULES = {"inspect": _OBJECTS}
+"""Where each kernel stands, if not with the others."""
+
+_SOURCES = {
+    "oneadam._rule": "_rule.py",
+    "oneadam._plan": "_plan.py",
+    "oneadam._engines.cpu.formats": "_engines/cpu/formats.py",
+    "oneadam._engines.cpu.layout": "_engines/cpu/layout.py",
+    "oneadam._engines.cpu.elements": "_engines/cpu/elements.py",
+    _KERNELS: "_engines/cpu/kernels.py",
+    _OBJECTS: "_engines/cpu/objects.py",
+}
+_PACKAGE = Path(__file__).parents[2]
+
+
+_known: dict[tuple[str, tuple[str, ...]], Callable[..., int]] = {}
+_lock = Lock()
+
+
+class _Machine(NamedTuple):
+    """Machine code and the name of the function in it."""
+
+    symbol: str
+    code: bytes
+
+
+def _read_sources() -> dict[str, bytes]:
+    return {module: (_PACKAGE / path).read_bytes() for module, path in _SOURCES.items()}
+
+
+# As they are when the rule is imported; what is compiled later is held against it.
+_TEXTS = _read_sources()
+
+
+def compiled(
+    kernel: str, parameters: tuple[str, ...], *, keeps_lock: bool = False
+) -> Callable[..., int]:
+    """Return a kernel, specialised to kinds of parameters, as a function of Python numbers.
+
+    Args:
+        kernel: its name.
+        parameters: the kind of each parameter, a key of `formats.C_TYPES`.
+        keeps_lock: keep the interpreter's lock while it runs.
+    """
+    function = _known.get((kernel, parameters))
+    if function is None:
+        with _lock:
+            function = _known.get((kernel, parameters))
+            if function is None:
+                function = _made(kernel, parameters, keeps_lock)
+                _known[kernel, parameters] = function
+    return function
+
+
+def _made(kernel: str, parameters: tuple[str, ...], keeps_lock: bool) -> Callable[..., int]:
+    path = _path(kernel, parameters)
+    machine = _load(path)
+    if machine is None:
+        machine = _compile(kernel, parameters)
+        if _is_what_was_read():
+            _save(path, machine)
+    prototype = ctypes.PYFUNCTYPE if keeps_lock else ctypes.CFUNCTYPE
+    # By Numba's convention the addresses of a result and of an error come first.
+    place = ctypes.c_void_p * 1
+    types = [ctypes.c_void_p, ctypes.c_void_p, *(C_TYPES[kind] for kind in parameters)]
+    function = prototype(ctypes.c_int32, *types)(_link(machine))
+    return partial(function, place(), place())
+
+
+def _compile(kernel: str, parameters: tuple[str, ...]) -> _Machine:
+    elements = importlib.import_module("oneadam._engines.cpu.elements")
+    module = importlib.import_module(_MODULES.get(kernel, _KERNELS))
+    dispatcher = getattr(module, kernel)
+    signature = tuple(elements.TYPES[kind] for kind in parameters)
+    dispatcher.compile(signature)
+    result = dispatcher.overloads[signature]
+    _, _, (code, _) = result.library.serialize_using_object_code()
+    return _Machine(result.fndesc.llvm_func_name, code)
+
+
+@cache
+def _engine() -> Any:
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    target = binding.Target.from_default_triple().create_target_machine(jit=True)
+    return binding.create_mcjit_compiler(binding.parse_assembly(""), target)
+
+
+def _link(machine: _Machine) -> int:
+    engine = _engine()
+    engine.add_object_file(binding.ObjectFileRef.from_data(machine.code))
+    engine.finalize_object()
+    address: int = engine.get_function_address(machine.symbol)
+    return address
+
+
+@cache
+def _fingerprint() -> str:
+    """Return a digest of all that machine code depends on."""
+    digest = hashlib.sha256()
+    features = binding.get_host_cpu_features().flatten()
+    for part in (
+        *(version(package) for package in ("numba", "llvmlite")),
+        sys.version,
+        binding.get_default_triple(),
+        binding.get_host_cpu_name(),
+        features,
+        *_TEXTS.values(),
+    ):
+        text = part if isinstance(part, bytes) else part.encode()
+        digest.update(len(text).to_bytes(8, "little") + text)
+    return digest.hexdigest()
+
+
+def _path(kernel: str, parameters: tuple[str, ...]) -> Path:
+    key = hashlib.sha256(f"{_fingerprint()} {parameters}".encode()).hexdigest()[:32]
+    return _folder() / f"{kernel}-{key}.kernel"
+
+
+def _folder() -> Path:
+    base = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "oneadam" / __version__
+
+
+def _load(path: Path) -> _Machine | None:
+    """Return what is on disk, if it is there and whole."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, rest = content[:32], content[32:]
+    if hashlib.sha256(rest).digest() != digest:
+        return None
+    symbol, _, code = rest.partition(b"\n")
+    return _Machine(symbol.decode(), code)
+
+
+def _save(path: Path, machine: _Machine) -> None:
+    """Keep machine code on disk, where that can be written to."""
+    rest = machine.symbol.encode() + b"\n" + machine.code
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(hashlib.sha256(rest).digest() + rest)
+        os.replace(temporary, path)
+
+
+def _is_what_was_read() -> bool:
+    """Return whether this process runs the sources that the fingerprint is of.
+
+    An editor may have saved a file since, and Python may have loaded an older version of one.
+    """
+    try:
+        unchanged = _read_sources() == _TEXTS
+    except OSError:
+        return False
+    return unchanged and all(
+        _functions_of(sys.modules[name]) <= set(_described(compile(text, "", "exec")))
+        for name, text in _TEXTS.items()
+        if name in sys.modules
+    )
+
+
+def _functions_of(module: ModuleType) -> set[str]:
+    """Return the code of the module's functions, compiled or not, as text."""
+    functions = (
+        getattr(value, "py_func", None) or getattr(value, "_defn", None) or value
+        for value in vars(module).values()
+        if getattr(value, "__module__", None) == module.__name__
+    )
+    codes = (getattr(function, "__code__", None) for function in functions)
+    return {next(_described(code)) for code in codes if code is not None}
+
+
+def _described(code: CodeType) -> Iterator[str]:
+    """Iterate over descriptions of a code object and of those inside it."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    plain = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
+    descriptions = [list(_described(constant)) for constant in inner]
+    heads = [description[0] for description in descriptions]
+    yield repr((code.co_code, code.co_names, code.co_varnames, plain, heads))
+    for description in descriptions:
+        yield from description

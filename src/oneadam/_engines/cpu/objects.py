@@ -1,0 +1,76 @@
+"""Reading the fields of NumPy's array objects, whose layout its C API publishes.
+
+The layout of `PyArrayObject` is part of NumPy's stable ABI: after the object's header come the
+address of the data, the number of dimensions, the addresses of the shape and of the strides, the
+base, the dtype and the flags.
+"""
+
+# The compiler's own types are untyped.
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from oneadam._engines.cpu.elements import KERNEL
+
+_HEADER = object.__basicsize__
+_TYPE = _HEADER - 8
+_DATA = _HEADER
+_NDIM = _HEADER + 8
+_SHAPE = _HEADER + 16
+_DTYPE = _HEADER + 40
+_FLAGS = _HEADER + 48
+
+
+@intrinsic
+def _int64_at(typing_context, address):
+    def generate(context, builder, signature, args):
+        return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+
+    return types.int64(address), generate
+
+
+@intrinsic
+def _int32_at(typing_context, address):
+    def generate(context, builder, signature, args):
+        return builder.load(builder.inttoptr(args[0], ir.IntType(32).as_pointer()))
+
+    return types.int32(address), generate
+
+
+@njit
+def _has_shape(array, shapes, first, last):
+    if _int32_at(array + _NDIM) != last - first:
+        return False
+    shape = _int64_at(array + _SHAPE)
+    for axis in range(first, last):  # noqa: SIM110, a generator does not compile
+        if _int64_at(shape + 8 * (axis - first)) != shapes[axis]:
+            return False
+    return True
+
+
+@njit(**KERNEL)
+def inspect(
+    objects, count, array_type, shapes, bounds, dtypes, dtype_count, flags, addresses, formats
+):
+    """Write the address and the format of each array that the kernels can read.
+
+    An object that is no array of `array_type`, lacks one of the flags or has another shape keeps
+    the format that it has; so does one of another dtype than those at the addresses `dtypes`.
+    """
+    for i in range(count):
+        array = objects[i]
+        if _int64_at(array + _TYPE) != array_type:
+            continue
+        if _int32_at(array + _FLAGS) & flags != flags:
+            continue
+        if not _has_shape(array, shapes, bounds[i], bounds[i + 1]):
+            continue
+        addresses[i] = _int64_at(array + _DATA)
+        dtype = _int64_at(array + _DTYPE)
+        for number in range(dtype_count):
+            if dtype == dtypes[number]:
+                formats[i] = number
