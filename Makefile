@@ -1,0 +1,52 @@
+# make demo    train a small network, with only what that needs
+# make test    every test, with every framework that has a door or an engine
+# make lint    style and types
+# make bench   speed, as ratios within one run
+#
+# PYTHON chooses the interpreter of .venv:      make test PYTHON=python3.12
+# ARGS is handed on to the command:             make demo ARGS="--epochs 10"
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PINS := pyproject.toml constraints.txt
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/oneadam demo $(ARGS)
+
+test: $(VENV)/.installed-all
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-all
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-all
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist
+
+# Each stamp is written last, so that an interrupted installation is taken up again.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and "oneadam needs Python 3.10 or newer and $(PYTHON) is %d.%d: make PYTHON=..." % v[:2])'
+	@echo "Making $(VENV) with $(PYTHON), once."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.installed-demo: $(PINS) | $(VENV)/.made
+	@echo "Installing oneadam and what its demo needs into $(VENV), once; about a minute."
+	@$(PIP) -e '.[cli]'
+	@touch $@
+
+$(VENV)/.installed-all: $(PINS) | $(VENV)/.made
+	@echo "Installing oneadam, its tools and all frameworks into $(VENV), once; some minutes."
+	@$(PIP) torch==2.13.0 jax -e '.[cli,test,dev]'
+	@touch $(VENV)/.installed-demo $@

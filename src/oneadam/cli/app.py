@@ -1,0 +1,83 @@
+"""The commands, and what they accept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from oneadam import __version__
+from oneadam.cli.recipe import Recipe
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_DEFAULT = Recipe()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"oneadam {__version__}")
+        raise typer.Exit
+
+
+def _at_least(lowest: int) -> Callable[[int | None], int | None]:
+    def check(value: int | None) -> int | None:
+        if value is not None and value < lowest:
+            raise typer.BadParameter(f"must be at least {lowest}, received {value}")
+        return value
+
+    return check
+
+
+@app.callback()
+def oneadam(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Adam, written once and exactly."""
+
+
+@app.command()
+def demo(
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            callback=_at_least(1), help=f"Passes over the data, {_DEFAULT.epochs} if not given."
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            callback=_at_least(0),
+            help=f"Of weights and data order, {_DEFAULT.seed} if not given.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="The folder for weights, optimizer state and picture.")
+    ] = Path("oneadam-demo"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in that folder where it stopped.")
+    ] = False,
+) -> None:
+    """Train a small network on handwritten digits, with everything of the optimizer on."""
+    # Training needs a compiler and a framework; --help should not wait for them.
+    from oneadam.cli.demo import Refused
+    from oneadam.cli.demo import demo as run
+
+    try:
+        run(Console(), out, epochs=epochs, seed=seed, resume=resume)
+    except Refused as error:
+        typer.echo(f"oneadam demo: {error}", err=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        typer.echo("\noneadam demo: stopped; the same with --resume continues it.", err=True)
+        raise typer.Exit(130) from error

@@ -1,0 +1,68 @@
+"""Training as a picture: loss, accuracy and learning rate over the epochs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from oneadam.cli.recipe import Epoch
+
+# It tells on the first run of all that it builds its list of fonts.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+_COLOURS = ("#1f6feb", "#d9480f", "#2b8a3e", "#862e9c")
+
+
+def draw(path: Path, histories: Mapping[str, Sequence[Epoch]]) -> None:
+    """Write a PNG with the curves of one run or several, each under its name.
+
+    Args:
+        path: The file to write.
+        histories: The epochs of each run, from the first; drawn in one colour per run.
+    """
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    for (name, history), colour in zip(histories.items(), _COLOURS, strict=False):
+        epochs = range(1, len(history) + 1)
+        marker = "o" if len(history) == 1 else ""
+        style = {"color": colour, "linewidth": 2, "marker": marker}
+        averaged = {**style, "linestyle": (0, (4, 2)), "alpha": 0.6}
+        loss.plot(epochs, [epoch.loss for epoch in history], label=name, **style)
+        accuracy.plot(
+            epochs, [epoch.accuracy for epoch in history], label=f"{name}, trained", **style
+        )
+        accuracy.plot(
+            epochs,
+            [epoch.averaged_accuracy for epoch in history],
+            label=f"{name}, averaged",
+            **averaged,
+        )
+        rate.plot(epochs, [epoch.learning_rate for epoch in history], label=name, **style)
+    loss.set_yscale("log")
+    loss.yaxis.set_major_formatter("{x:g}")
+    # The first epochs are far below; what matters happens near the top.
+    worst = min(history[-1].accuracy for history in histories.values())
+    accuracy.set_ylim(max(0.0, worst - 0.15), 1.005)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for axes, title in (
+        (loss, "Training loss"),
+        (accuracy, "Held-out accuracy"),
+        (rate, "Learning rate"),
+    ):
+        _dress(axes, title)
+    accuracy.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+def _dress(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold")
+    axes.set_xlabel("epoch", fontsize=11)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(labelsize=10)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

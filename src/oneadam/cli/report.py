@@ -1,0 +1,109 @@
+"""What the terminal shows while a network trains, and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from oneadam.cli.recipe import Epoch
+
+# A log that nobody watches needs no more of them.
+_LINES = 8
+
+_HEADINGS = ("epoch", "loss", "accuracy", "learning rate", "gradient norm", "examples/s")
+
+Show = Callable[[int, Epoch, float], None]
+
+
+def say(console: Console, text: str) -> None:
+    """Print one line, unwrapped; colours and boxes are for terminals only."""
+    if _is_watched(console):
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+    else:
+        typer.echo(text)
+
+
+@contextmanager
+def live(console: Console, epochs: int, done: int) -> Iterator[Show]:
+    """Give a function that shows an epoch: its number, what came of it, and examples per second.
+
+    A terminal gets a display in place; anything else a line for some of the epochs. `done`
+    of the epochs were trained before.
+    """
+    if not _is_watched(console):
+        yield _lines(epochs)
+        return
+    bar = Progress(
+        TextColumn("oneadam demo"), BarColumn(None), TimeElapsedColumn(), console=console
+    )
+    task = bar.add_task("", total=epochs, completed=done)
+    with Live(bar, console=console) as display:
+
+        def show(number: int, epoch: Epoch, examples_per_second: float) -> None:
+            bar.update(task, completed=number)
+            row = Table(*_HEADINGS, box=box.SIMPLE_HEAD, expand=True)
+            row.add_row(*_cells(number, epochs, epoch, examples_per_second))
+            display.update(Group(bar, row))
+
+        yield show
+
+
+def table(console: Console, epoch: Epoch, examples: int) -> None:
+    """Print how many of the held-out examples are recognised after the last epoch."""
+    rows = [
+        (weights, f"{share:.2%}", f"{round((1 - share) * examples)} of {examples}")
+        for weights, share in (
+            ("trained", epoch.accuracy),
+            ("averaged", epoch.averaged_accuracy),
+        )
+    ]
+    headings = ("weights", "held-out accuracy", "mistaken")
+    if not _is_watched(console):
+        for row in (headings, *rows):
+            typer.echo(f"{row[0]:<10}{row[1]:>18}{row[2]:>12}")
+        return
+    drawn = Table(box=box.ROUNDED)
+    drawn.add_column(headings[0])
+    drawn.add_column(headings[1], justify="right", style="bold green")
+    drawn.add_column(headings[2], justify="right")
+    for row in rows:
+        drawn.add_row(*row)
+    console.print(drawn)
+
+
+def _is_watched(console: Console) -> bool:
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _lines(epochs: int) -> Show:
+    every = -(-epochs // _LINES)
+    began = False
+
+    def show(number: int, epoch: Epoch, examples_per_second: float) -> None:
+        nonlocal began
+        if number % every and number != epochs:
+            return
+        cells = _cells(number, epochs, epoch, examples_per_second)
+        for line in (cells,) if began else (_HEADINGS, cells):
+            typer.echo("".join(f"{cell:>15}" for cell in line))
+        began = True
+
+    return show
+
+
+def _cells(number: int, epochs: int, epoch: Epoch, examples_per_second: float) -> tuple[str, ...]:
+    return (
+        f"{number}/{epochs}",
+        f"{epoch.loss:.4f}",
+        f"{epoch.accuracy:.2%}",
+        f"{epoch.learning_rate:.2e}",
+        f"{epoch.gradient_norm:.3f}",
+        f"{examples_per_second:,.0f}",
+    )

@@ -1,0 +1,68 @@
+"""What holds for every test: NaN in fresh memory, no silent skips in CI, Hypothesis's budget."""
+
+import os
+from collections.abc import Generator, Iterator
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Their asserts are the tests' asserts.
+pytest.register_assert_rewrite("oracle", "conformance", "scenarios", "faults")
+
+# A shared machine is slow for reasons that are not the test's.
+_COMMON = settings(
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("quick", _COMMON, max_examples=50)
+settings.register_profile("ci", _COMMON, max_examples=500)
+settings.register_profile("thorough", _COMMON, max_examples=5000)
+# pytest --hypothesis-profile=quick chooses another.
+settings.load_profile("ci")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fresh_memory_is_nan() -> Iterator[None]:
+    """Make code that reads what it never wrote fail, rather than find a convenient zero."""
+    real_empty, real_empty_like = np.empty, np.empty_like
+
+    def empty(*args, **kwargs):
+        return _spoilt(real_empty(*args, **kwargs))
+
+    def empty_like(*args, **kwargs):
+        return _spoilt(real_empty_like(*args, **kwargs))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "empty", empty)
+        patch.setattr(np, "empty_like", empty_like)
+        yield
+
+
+def _spoilt(array: np.ndarray) -> np.ndarray:
+    # ml_dtypes' bfloat16 is of kind V.
+    if array.dtype.kind in "fc" or array.dtype.name == "bfloat16":
+        array.fill(np.nan)
+    return array
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _missing_framework_fails((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _missing_framework_fails((yield))
+
+
+def _missing_framework_fails(report):
+    """Turn a skip by pytest.importorskip into a failure where CI has to have everything."""
+    if os.environ.get("CI") == "true" and report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if "could not import" in reason:
+            report.outcome = "failed"
+            report.longrepr = f"{reason}\nCI must have every framework: nothing may be skipped."
+    return report
