@@ -1,0 +1,159 @@
+"""The NumPy door against the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from conformance import Run, check, run
+from hypothesis import given
+from oracle import norm
+from scenarios import (
+    ByCalls,
+    Call,
+    Dial,
+    Flush,
+    Gradient,
+    Scenario,
+    Variable,
+    constant,
+    scenarios,
+)
+
+from oneadam.numpy import Adam, LossScaleOptimizer
+
+G = Gradient()
+EVERYTHING: dict[str, Any] = {
+    "amsgrad": True,
+    "weight_decay": 0.01,
+    "global_clipnorm": 1.0,
+    "use_ema": True,
+    "ema_overwrite_frequency": 100,
+}
+
+
+def through(scenario: Scenario, **options: Any) -> Run:
+    """Takes the NumPy door through a scenario."""
+    return run(Adam, scenario, wrap=LossScaleOptimizer, **options)
+
+
+@given(scenarios())
+def test_agrees_whatever_is_drawn(scenario: Scenario) -> None:
+    check(Adam, scenario)
+
+
+@given(scenarios(loss_scale=True))
+def test_agrees_under_a_dynamic_loss_scale_whatever_is_drawn(scenario: Scenario) -> None:
+    check(Adam, scenario, wrap=LossScaleOptimizer)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"beta_1": 0.0, "beta_2": 0.99},
+        {"beta_1": 0.9999999, "beta_2": 0.9999999},
+        {"epsilon_hat": False, "epsilon": 1e-3},
+        {"learning_rate": ByCalls(0.1, 0.01), "weight_decay": 0.1},
+        EVERYTHING,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["steady", "noisy"])
+def test_thousand_updates(config: dict[str, Any], kind: str) -> None:
+    scenario = constant(config, calls=1000, gradient=Gradient(kind=kind))
+    assert through(scenario, compare_at=lambda index: index % 100 == 0).oracle.updates == 1000
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+def test_thousand_updates_of_other_dtypes(dtype: str) -> None:
+    variables = (Variable("kernel", (4,), dtype), Variable("bias", (2,), dtype))
+    scenario = constant(EVERYTHING, calls=1000, variables=variables, gradient=Gradient(dtype))
+    through(scenario, compare_at=lambda index: index % 100 == 0)
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm", "clipvalue"])
+@pytest.mark.parametrize("kind", ["wide", "huge"])
+def test_extreme_gradients_are_clipped_without_overflow_or_underflow(
+    kind: str, clip: str, limit: float
+) -> None:
+    variables = (Variable("kernel", (5, 7)), Variable("bias", (3,)))
+    gradient = Gradient(kind=kind)
+    through(constant({clip: limit}, calls=4, variables=variables, gradient=gradient))
+
+
+@pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])
+def test_tiny_gradients_are_not_lost_to_an_underflowing_norm(clip: str) -> None:
+    gradient = Gradient(size=1e-25)
+    through(constant({clip: 1e-26}, calls=1, gradient=gradient))
+
+
+def test_accumulated_gradients_near_the_largest_number_are_judged_by_their_sum() -> None:
+    config = {"gradient_accumulation_steps": 2, "on_nonfinite": "skip", "clipnorm": 1.0}
+    both = through(constant(config, calls=3, gradient=Gradient(kind="huge")))
+    assert both.oracle.skipped_calls == 2
+
+
+@pytest.mark.parametrize("beta_2", [0.0, 0.5, 0.9, 0.999, 0.99999, 0.9999999])
+@pytest.mark.parametrize("beta_1", [0.0, 0.5, 0.9, 0.999, 0.9999999])
+def test_betas_from_zero_to_almost_one(beta_1: float, beta_2: float) -> None:
+    config = {"beta_1": beta_1, "beta_2": beta_2}
+    through(constant(config, calls=10, gradient=Gradient(kind="steady")))
+
+
+def test_betas_and_learning_rate_may_change_on_every_call() -> None:
+    config = {
+        "learning_rate": Dial((0.1, 0.01, 0.03)),
+        "beta_1": Dial((0.9, 0.8)),
+        "beta_2": Dial((0.999, 0.99)),
+        "gradient_accumulation_steps": 2,
+    }
+    through(constant(config, calls=9))
+
+
+@pytest.mark.parametrize("config", [{}, EVERYTHING, {"gradient_accumulation_steps": 3}], ids=str)
+def test_a_variable_unfrozen_late_starts_like_a_new_one(config: dict[str, Any]) -> None:
+    steps = (Call((G, None)),) * 200 + (Call((G, G)),) * 20
+    through(constant(config, steps=steps), compare_at=lambda index: index > 195)
+
+
+def test_a_flushed_window_is_an_update_like_another() -> None:
+    config = {**EVERYTHING, "gradient_accumulation_steps": 3, "ema_overwrite_frequency": 2}
+    whole, part = Call((G, G)), Call((None, G))
+    through(constant(config, steps=(whole, Flush(), part, whole, Flush(), Flush(), *[part] * 4)))
+
+
+def test_large_and_many_tensors() -> None:
+    variables = (
+        Variable("large", (70_001,)),
+        Variable("odd", (333, 11), layout="strided"),
+        Variable("half", (2_049,), "bfloat16"),
+        *(Variable(f"small_{i}", (i % 5,)) for i in range(300)),
+    )
+    through(constant(EVERYTHING, calls=2, variables=variables))
+
+
+def test_many_nonfinite_calls_and_recoveries_under_a_dynamic_loss_scale() -> None:
+    broken = Call((Gradient(poison=float("inf")), G))
+    whole = Call((G, None))
+    steps = (whole, broken, whole, whole, *[broken] * 12, *[whole] * 30)
+    scale = {"initial_scale": 2.0**6, "dynamic_growth_steps": 3, "minimum_scale": 0.5}
+    config = {**EVERYTHING, "gradient_accumulation_steps": 2}
+    through(constant(config, steps=steps, loss_scale=scale))
+
+
+def test_metrics_tell_what_the_last_call_used() -> None:
+    optimizer = Adam(learning_rate=ByCalls(0.1), global_clipnorm=2.0)
+    variables = [np.zeros(2, np.float32), np.zeros((), np.float32)]
+    gradients = [np.array([3.0, 4.0], np.float32), np.array(12.0, np.float32)]
+    optimizer.build(variables)
+    optimizer.apply(gradients)
+    optimizer.apply(gradients)
+    metrics = optimizer.metrics()
+    assert norm([3.0, 4.0, 12.0]) == 13.0
+    assert metrics["gradient_norm"] == pytest.approx(13.0, rel=1e-6)
+    assert metrics["clip_scale"] == pytest.approx(2.0 / 13.0, rel=1e-6)
+    assert metrics["learning_rate"] == pytest.approx(0.05, rel=1e-6)
+    assert (metrics["calls"], metrics["updates"], metrics["skipped_calls"]) == (2, 2, 0)
