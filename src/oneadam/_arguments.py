@@ -47,6 +47,9 @@ def plain(value: Any) -> Any:
     dtype = str(getattr(value, "dtype", ""))
     if not dtype or tuple(getattr(value, "shape", (None,))) != ():
         return value
+    if hasattr(value, "detach"):
+        # PyTorch warns about a conversion that would cut a gradient; none is wanted here.
+        value = value.detach()
     for kind, convert in (("bool", bool), ("int", int), ("float", float)):
         if kind in dtype:
             return convert(value)

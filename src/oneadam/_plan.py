@@ -49,7 +49,6 @@ class Scalars(NamedTuple):
     one_minus_beta_2: Any
     step_size: Any
     epsilon: Any
-    ema_momentum: Any
     one_minus_ema_momentum: Any
     decay: Any
 
@@ -100,7 +99,6 @@ def scalars(
     correction_1 = _bias_correction(rates.beta_1, steps)
     root_of_correction_2 = np.sqrt(_bias_correction(rates.beta_2, steps))
     decay = (hyperparameters.weight_decay or 0.0) * rates.learning_rate
-    momentum = hyperparameters.ema_momentum
     epsilon = hyperparameters.epsilon
     grad_scale, grad_scale_power = split(grad_scales)
     return Scalars(
@@ -112,8 +110,7 @@ def scalars(
         epsilon=np.full(len(steps), epsilon)
         if hyperparameters.epsilon_hat
         else epsilon * root_of_correction_2,
-        ema_momentum=np.where(averaged, momentum, 0.0),
-        one_minus_ema_momentum=np.where(averaged, 1.0 - momentum, 1.0),
+        one_minus_ema_momentum=np.where(averaged, 1.0 - hyperparameters.ema_momentum, 1.0),
         decay=np.where(decayed, decay, 0.0),
     )
 

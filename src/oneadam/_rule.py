@@ -56,4 +56,5 @@ def adam(param, grad, momentum, velocity, velocity_max, decay, s, sqrt, maximum)
 
 def moving_average(average, param, s):
     """Take the parameter into its exponential moving average (step 8)."""
-    return s.ema_momentum * average + s.one_minus_ema_momentum * param
+    # Two weights would each be rounded, and then not add up to one.
+    return average + (param - average) * s.one_minus_ema_momentum

@@ -32,11 +32,14 @@ def _pow(base: float, exponent: float) -> float:
 
 
 def _split_log(base: float) -> tuple[float, float]:
-    """Return two numbers that sum to log(base), the first of so few bits that counts keep it."""
+    """Return two numbers that sum to log(base), the first of so few bits that counts keep it.
+
+    Both have the sign of the sum, so that their powers do not run to zero and infinity at once.
+    """
     # Any nonzero multiple of this is far below what exp can tell from zero, and 0 times it is 0.
     log = math.log(base) if base > 0.0 else -1e30
     fraction, exponent = math.frexp(log)
-    high = math.ldexp(round(fraction * 2.0**11), exponent - 11)
+    high = math.ldexp(math.trunc(fraction * 2.0**11), exponent - 11)
     return high, log - high
 
 
@@ -71,9 +74,10 @@ class Step(NamedTuple):
         value = xp.asarray(step, dtype=xp.asarray(0.0).dtype)
         if "int" not in str(step.dtype):
             return cls(xp, value, value, LAST_STEP, -1)
-        last = xp.iinfo(step.dtype).max
+        end = xp.iinfo(step.dtype).max
         # JAX gives an int the default integer type, whatever it is compared with.
-        return cls(xp, step, value, last, min(last, xp.iinfo(xp.asarray(0).dtype).max))
+        largest = min(end, xp.iinfo(xp.asarray(0).dtype).max)
+        return cls(xp, step, value, min(end, LAST_STEP), largest)
 
     @classmethod
     def _of_number(cls, step: Any) -> Step:
@@ -115,15 +119,17 @@ class Step(NamedTuple):
         floating = self._floating
         return floating(step // length), floating(since), floating(length - since)
 
-    def power(self, base: float, count: Any, fraction: Any = 0.0) -> Any:
-        """Return base ** (count + fraction), for a whole count and a fraction in [0, 1).
+    def power(self, base: float, count: Any) -> Any:
+        """Return base ** count for a whole count.
 
         A plain power in float32 is off by as many spacings as the count is large.
         """
         if self.xp is PYTHON:
-            return _pow(base, count) * _pow(base, fraction)
+            return _pow(base, count)
         high, low = _split_log(base)
-        return self.xp.exp(count * high) * self.xp.exp(count * low + fraction * (high + low))
+        power = self.xp.exp(count * high)
+        # XLA would turn a product of two exponentials into one, and lose what was split off.
+        return power + power * self.xp.expm1(count * low)
 
     def _alike(self, bound: float, whole: int, only_if_equal: bool = False) -> tuple[Any, float]:
         """Return step and bound as integers where the step's type allows, else as floats.

@@ -10,6 +10,7 @@ import glob
 import os
 import platform
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,15 +61,17 @@ def write(
         )
     target = Path(path)
     _remove_leftovers(target)
-    temporary = target.with_name(f"{_prefix(target)}{os.getpid()}.{secrets.token_hex(4)}.tmp")
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    # A folder, because safetensors leaves temporary files of its own where it is stopped.
+    folder = target.with_name(f"{_prefix(target)}{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    folder.mkdir()
     try:
-        save_file(contiguous, temporary, {**metadata, **own})
-        _force_to_disk(temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        written = folder / "checkpoint"
+        _save(contiguous, written, {**metadata, **own})
+        _force_to_disk(written)
+        os.replace(written, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     if os.name == "posix":  # elsewhere a folder cannot be opened
         _force_to_disk(target.parent)
 
@@ -101,6 +104,21 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[st
     return tensors, metadata
 
 
+def _save(tensors: dict[str, NDArray[Any]], path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"the checkpoint could not be written: {error}") from error
+
+
+def _force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _check_format(metadata: Mapping[str, str], path: str | os.PathLike[str]) -> None:
     if metadata.get("format") != _FORMAT:
         raise ValueError(
@@ -121,11 +139,11 @@ def _prefix(target: Path) -> str:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove the temporary files of processes of this machine that died while writing."""
+    """Remove the temporary folders of processes of this machine that died while writing."""
     for leftover in target.parent.glob(f"{glob.escape(_prefix(target))}*.tmp"):
         process = leftover.name.removeprefix(_prefix(target)).split(".")[0]
         if process.isdecimal() and not _is_alive(int(process)):
-            leftover.unlink(missing_ok=True)
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _is_alive(process: int) -> bool:
@@ -138,11 +156,3 @@ def _is_alive(process: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _force_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -83,8 +83,10 @@ class ExponentialDecay(LearningRateSchedule):
         """Return the learning rate at a step."""
         step = Step.of(step)
         periods, rest, _ = step.divide(self.decay_steps)
-        fraction = 0.0 if self.staircase else rest / float(self.decay_steps)
-        return self.initial_learning_rate * step.power(self.decay_rate, periods, fraction)
+        rate = self.initial_learning_rate * step.power(self.decay_rate, periods)
+        if self.staircase:
+            return rate
+        return rate * step.xp.pow(self.decay_rate, rest / float(self.decay_steps))
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def set_num_threads(n: int) -> None:
     old.close()
 
 
-def share(pieces: Sequence[Work], act: Callable[[Work], None]) -> None:
+def share(pieces: Sequence[Work], act: Callable[[Work], object]) -> None:
     """Call `act` once on every piece, on all threads, and return when all are done.
 
     `act` must release the interpreter's lock for this to be of use. The first error that it

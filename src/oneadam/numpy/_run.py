@@ -177,7 +177,8 @@ class Run:
         scalars = _plan.scalars(
             self.hyperparameters,
             rates,
-            steps=model.updates + participants,
+            # A variable that sits its first updates out has no t yet, and its scalars no use.
+            steps=np.maximum(model.updates + participants, 1),
             decayed=model.decayed,
             averaged=model.averaged,
             grad_scales=scaling.factors,

@@ -65,7 +65,6 @@ def _row_scalars(scalars, row):
         scalars[at + 5],
         scalars[at + 6],
         scalars[at + 7],
-        scalars[at + 8],
     )
 
 
