@@ -129,7 +129,7 @@ def split(scale: Float64s) -> tuple[Float64s, Float64s]:
 
     Example:
         >>> split(np.array([0.25, 2.0**-130]))
-        (array([0.25..., 9.31322575e-10]), array([1.00000000e+00, 7.88860905e-31]))
+        (array([2.50000000e-01, 9.31322575e-10]), array([1.00000000e+00, 7.88860905e-31]))
     """
     power = np.where(scale < 2.0**-100, 2.0**-100, 1.0)
     return scale / power, power

@@ -22,6 +22,7 @@ AVERAGE = "average"
 ACCUMULATOR = "gradient_accumulator"
 UPDATES = "updates"
 IN_WINDOW = "in_window"
+AVERAGED = "averaged"
 
 _NAMED_IN_AN_ERROR = 10
 
@@ -70,6 +71,7 @@ def variable_slots(variable: str, shape: tuple[int, ...], dtype: np.dtype[Any]) 
         ACCUMULATOR: Slot(shape, computed, optional=True),
         UPDATES: Slot((), np.dtype(np.int64)),
         IN_WINDOW: Slot((), np.dtype(np.bool_), optional=True),
+        AVERAGED: Slot((), np.dtype(np.bool_), optional=True),
     }
     return {f"{variable}/{name}": slot for name, slot in slots.items()}
 

@@ -359,7 +359,7 @@ class CosineDecayRestarts(LearningRateSchedule):
         while start <= last:
             yield start, length, height
             start += length
-            # 100 * (1 + 1.1) is meant to be 210: a start this close to a whole step is that step.
+            # 3000 * (1 + 1.1 + 1.1**2 + 1.1**3) is meant to be 13923, and rounding makes it more.
             nearest = float(round(start))
             if abs(start - nearest) <= 1e-9 * start:
                 start = nearest

@@ -6,6 +6,7 @@ one launch; the others go to `strided`, one by one. `sight` finds out which is w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -188,9 +189,8 @@ class Host:
                     launch.state(True),
                     launch.state(self._buffers.velocity_max is not None),
                     launch.state(self._buffers.average is not None),
-                    launch.state(options.decays),
                     launch.scalar(options.loss_scale),
-                    launch.scalar(options.limit),
+                    launch.scalar(math.inf if options.limit is None else options.limit),
                     ("int64", options.overwrite),
                 ),
                 backwards=True,

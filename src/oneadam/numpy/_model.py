@@ -183,27 +183,34 @@ class Model:
 
     def present(self) -> dict[str, Array]:
         """Return the state of the variables by name: the arrays themselves, not copies."""
-        arrays: dict[str, Array] = {}
-        for row, name in enumerate(self.names):
-            for slot, column in self.state.items():
-                if slot != _state.AVERAGE or self.averaged[row]:
-                    arrays[f"{name}/{slot}"] = column[row]
-            arrays[f"{name}/{_state.UPDATES}"] = np.array(self.updates[row])
-            if self.accumulates:
-                arrays[f"{name}/{_state.IN_WINDOW}"] = np.array(self.in_window[row])
-        return arrays
+        vectors = self._vectors()
+        return {
+            f"{name}/{slot}": array
+            for row, name in enumerate(self.names)
+            for slot, array in (
+                *((slot, column[row]) for slot, column in self.state.items()),
+                *((slot, np.array(vector[row])) for slot, vector in vectors.items()),
+            )
+        }
+
+    def _vectors(self) -> dict[str, Array]:
+        """Return what there is one number of for each variable, by slot."""
+        vectors: dict[str, Array] = {_state.UPDATES: self.updates}
+        if self.accumulates:
+            vectors[_state.IN_WINDOW] = self.in_window
+        if _state.AVERAGE in self.state:
+            vectors[_state.AVERAGED] = self.averaged
+        return vectors
 
     def wanted(self) -> set[str]:
-        """Return the names of the state that the variables have or are about to have."""
-        slots = [*self.state, _state.UPDATES, *([_state.IN_WINDOW] * self.accumulates)]
+        """Return the names of the state that the variables have."""
+        slots = [*self.state, *self._vectors()]
         return {f"{name}/{slot}" for name in self.names for slot in slots}
 
     def adopt(self, found: Mapping[str, Array]) -> None:
         """Take over saved state that has been matched; what it lacks starts afresh."""
         for row, name in enumerate(self.names):
             for slot, column in self.state.items():
-                saved = found.get(f"{name}/{slot}")
-                column[row][...] = 0 if saved is None else saved
-            self.updates[row] = found[f"{name}/{_state.UPDATES}"]
-            self.in_window[row] = found.get(f"{name}/{_state.IN_WINDOW}", False)
-            self.averaged[row] = f"{name}/{_state.AVERAGE}" in found
+                column[row][...] = found.get(f"{name}/{slot}", 0)
+            for slot, vector in self._vectors().items():
+                vector[row] = found.get(f"{name}/{slot}", 0)

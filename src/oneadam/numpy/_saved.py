@@ -66,7 +66,7 @@ def restoring(
     hyperparameters = run.hyperparameters
     if "learning_rate" in found:
         hyperparameters = with_learning_rate(hyperparameters, float(found["learning_rate"]))
-    _report(matched, counters)
+    _report(matched)
     return Restoring(
         matched.found,
         counters,
@@ -94,17 +94,11 @@ def _counters(name: str, found: Mapping[str, Array], *, accumulates: bool) -> Co
     return counters if accumulates else counters._replace(accumulated_calls=0)
 
 
-def _report(matched: _state.Matched, counters: Counters) -> None:
-    # Before the first update no average has been taken, so none is missing.
-    afresh = [
-        name
-        for name in matched.afresh
-        if counters.updates or not name.endswith(f"/{_state.AVERAGE}")
-    ]
+def _report(matched: _state.Matched) -> None:
     told = [
         f"{what}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
         for what, names in (
-            ("started afresh, because the saved state lacks it", afresh),
+            ("started afresh, because the saved state lacks it", matched.afresh),
             ("left out, because this optimizer does not use it", matched.ignored),
         )
         if names

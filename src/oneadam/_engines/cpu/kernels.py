@@ -48,9 +48,15 @@ def _maximum(a, b):
     return a if a > b or a != a else b
 
 
+# Clipping has a NaN in its first argument only, which one machine instruction each can do.
 @njit
-def _minimum(a, b):
-    return a if a < b or a != a else b
+def _at_least(a, b):
+    return b if a < b else a
+
+
+@njit
+def _at_most(a, b):
+    return b if a > b else a
 
 
 @njit
@@ -78,14 +84,6 @@ def _averaged(average, param, s, overwrite):
         return average, average if overwrite != 0 else param
 
 
-@njit
-def _optional(marker, value):
-    if marker is None:
-        return None
-    else:
-        return value
-
-
 @njit(**KERNEL)
 def update(
     table,
@@ -99,7 +97,6 @@ def update(
     state0,
     velocity_max0,
     average0,
-    decay0,
     loss_scale,
     limit,
     overwrite,
@@ -115,7 +112,6 @@ def update(
         velocity_max_at = table[row * COLUMNS + VELOCITY_MAX]
         average_at = table[row * COLUMNS + AVERAGE]
         s = _row_scalars(scalars, row)
-        decay = _optional(decay0, s.decay)
         for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
             grad = _accumulate(
                 load(accumulator0, ACCUMULATOR, accumulator_at, i),
@@ -124,11 +120,11 @@ def update(
             )
             param, momentum, velocity, velocity_max = _adam(
                 load(param0, PARAM, param_at, i),
-                _clip(grad, limit, s, _maximum, _minimum),
+                _clip(grad, limit, s, _at_least, _at_most),
                 load(state0, MOMENTUM, momentum_at, i),
                 load(state0, VELOCITY, velocity_at, i),
                 load(velocity_max0, VELOCITY_MAX, velocity_max_at, i),
-                decay,
+                s.decay,
                 s,
                 _sqrt,
                 _maximum,
