@@ -41,7 +41,7 @@ class Call(NamedTuple):
 
 
 class Scalars(NamedTuple):
-    """The scalars of an update: one number each, or a column with one for each variable."""
+    """The scalars of an update: numbers, or columns with one for each variable or one for all."""
 
     grad_scale: Any
     grad_scale_power: Any
@@ -86,7 +86,7 @@ def scalars(
     averaged: NDArray[np.bool_],
     grad_scales: Float64s,
 ) -> Scalars:
-    """Return the scalars of an update, each a column over the variables.
+    """Return the scalars of an update.
 
     Args:
         hyperparameters: the optimizer's.
@@ -96,6 +96,8 @@ def scalars(
         averaged: which variables have a moving average already; the others start theirs.
         grad_scales: float64, what the sum of the window is multiplied by.
     """
+    if len(steps) and (steps == steps[0]).all():
+        steps = steps[:1]  # as long as all variables take part in every update
     correction_1 = _bias_correction(rates.beta_1, steps)
     root_of_correction_2 = np.sqrt(_bias_correction(rates.beta_2, steps))
     decay = (hyperparameters.weight_decay or 0.0) * rates.learning_rate
@@ -104,12 +106,10 @@ def scalars(
     return Scalars(
         grad_scale=grad_scale,
         grad_scale_power=grad_scale_power,
-        one_minus_beta_1=np.full(len(steps), 1.0 - rates.beta_1),
-        one_minus_beta_2=np.full(len(steps), 1.0 - rates.beta_2),
+        one_minus_beta_1=1.0 - rates.beta_1,
+        one_minus_beta_2=1.0 - rates.beta_2,
         step_size=rates.learning_rate * root_of_correction_2 / correction_1,
-        epsilon=np.full(len(steps), epsilon)
-        if hyperparameters.epsilon_hat
-        else epsilon * root_of_correction_2,
+        epsilon=epsilon if hyperparameters.epsilon_hat else epsilon * root_of_correction_2,
         one_minus_ema_momentum=np.where(averaged, 1.0 - hyperparameters.ema_momentum, 1.0),
         decay=np.where(decayed, decay, 0.0),
     )

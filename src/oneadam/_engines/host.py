@@ -175,7 +175,7 @@ class Host:
     ) -> None:
         """Update the participants, and take all variables into their moving averages."""
         launches, odd = self._launches(gradients, participants)
-        columns = np.stack(scalars, axis=1)
+        columns = _in_columns(scalars, len(participants))
         # The norms were taken from the first share to the last, and the gradients of the last
         # are still in the cache.
         for launch in launches:
@@ -206,7 +206,7 @@ class Host:
         self, gradients: Gradients, scalars: Scalars, options: Options, which: Bools
     ) -> None:
         launches, odd = self._launches(gradients, which)
-        columns = np.stack(scalars, axis=1)
+        columns = _in_columns(scalars, len(which))
         for launch in launches:
             launch.run(
                 "average",
@@ -273,5 +273,13 @@ class Host:
         return buffers if accumulated else buffers._replace(accumulator=None)
 
 
+def _in_columns(scalars: Scalars, rows: int) -> Float64s:
+    columns = np.empty((rows, len(scalars)))
+    for number, column in enumerate(scalars):
+        columns[:, number] = column
+    return columns
+
+
 def _row_of(scalars: Scalars, row: int) -> Scalars:
-    return Scalars(*(float(column[row]) for column in scalars))
+    columns = (np.atleast_1d(column) for column in scalars)
+    return Scalars(*(float(column[row if len(column) > 1 else 0]) for column in columns))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneadam._engines.cpu.formats import FORMATS
-from oneadam._engines.cpu.inspection import LOOK_CLOSER, Inspector
+from oneadam._engines.cpu.inspection import LOOK_CLOSER, Inspector, identities
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -50,8 +50,9 @@ class Sight:
         self._names = names
         self._kinds = [(param.shape, param.dtype) for param in params]
         self._sizes = np.array([param.size for param in params], np.int64)
+        self._objects = identities(params)
         self._inspector = Inspector([param.shape for param in params])
-        self._addresses, self.formats = self._inspector.inspect(params, writable=True)
+        self._addresses, self.formats = self._inspector.inspect(self._objects, writable=True)
         self._starts, self._ends = self._spans()
 
     def look(
@@ -60,7 +61,7 @@ class Sight:
         """Return the gradients, the addresses of the variables and those of the gradients."""
         self._look_at_variables()
         arrays = list(grads)
-        addresses, formats = self._inspector.inspect(arrays, writable=False)
+        addresses, formats = self._inspector.inspect(identities(arrays), writable=False)
         for row in np.flatnonzero(formats == LOOK_CLOSER).tolist():
             arrays[row] = closer(row, grads[row])
             addresses[row], formats[row] = _located(arrays[row])
@@ -70,7 +71,7 @@ class Sight:
         return Gradients(arrays, formats), self._addresses, addresses
 
     def _look_at_variables(self) -> None:
-        addresses, formats = self._inspector.inspect(self._params, writable=True)
+        addresses, formats = self._inspector.inspect(self._objects, writable=True)
         if not np.array_equal(formats, self.formats) or LOOK_CLOSER in formats:
             self._refuse_changed(formats)
         if not np.array_equal(addresses, self._addresses):

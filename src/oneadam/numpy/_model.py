@@ -49,6 +49,7 @@ class Model:
     def _prepare(self) -> None:
         self.names = list(self.variables)
         arrays = list(self.variables.values())
+        self._takes_flat_lists = _variables.takes_flat_lists(self.structure)
         self._rows = {id(array): row for row, array in enumerate(arrays)}
         self._host = Host(
             Buffers(
@@ -64,7 +65,12 @@ class Model:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        rebuilt = ("names", "_rows", "_host")  # addresses and identities are this process's
+        rebuilt = (
+            "names",
+            "_takes_flat_lists",
+            "_rows",
+            "_host",
+        )  # addresses and identities are this process's
         return {name: value for name, value in vars(self).items() if name not in rebuilt}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -115,17 +121,24 @@ class Model:
             variables: some of the variables; None for all, in the structure of the build.
         """
         if variables is None:
-            return _variables.flat_gradients(grads, self.structure, len(self.names))
+            return self._listed(grads, self.structure, self._takes_flat_lists, len(self.names))
         rows = [self.row(variable) for _, variable in _variables.leaves(variables)]
         if len(set(rows)) != len(rows):
             raise ValueError(
                 "variables must each be given once, received one of them twice; add its gradients"
             )
         in_order: list[Any] = [None] * len(self.names)
-        given = _variables.flat_gradients(grads, variables, len(rows))
+        takes_flat_lists = _variables.takes_flat_lists(variables)
+        given = self._listed(grads, variables, takes_flat_lists, len(rows))
         for row, grad in zip(rows, given, strict=True):
             in_order[row] = grad
         return in_order
+
+    @staticmethod
+    def _listed(grads: Any, variables: Any, takes_flat_lists: bool, count: int) -> list[Any]:
+        if takes_flat_lists and isinstance(grads, (list, tuple)) and len(grads) == count:
+            return list(grads)
+        return _variables.in_structure(grads, variables)
 
     def look(self, grads: list[Any]) -> Gradients:
         """Check the gradients, one for each variable, and find them in memory."""

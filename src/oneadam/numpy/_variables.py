@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -128,25 +128,16 @@ def _share_memory(one: Array, other: Array) -> bool:
         return True
 
 
-def flat_gradients(grads: Tree, variables: Tree, count: int) -> list[Any]:
-    """Return one gradient for each variable, from the variables' structure or a flat list.
-
-    Args:
-        grads: a structure like the variables', or a list in their order; None for no gradient.
-        variables: the structure that the optimizer was built on.
-        count: the number of variables.
-    """
-    if not isinstance(grads, (Mapping, list, tuple)):
-        grads = list(grads) if isinstance(grads, Iterator) else grads
-    if isinstance(grads, (list, tuple)) and len(grads) == count and _is_flat(variables, grads):
-        return list(grads)
-    return list(_like(grads, variables, ()))
-
-
-def _is_flat(variables: Tree, grads: Sequence[Any]) -> bool:
-    if isinstance(variables, Mapping) or len(variables) != len(grads):
+def takes_flat_lists(variables: Tree) -> bool:
+    """Return whether a list of all gradients cannot be taken for a structure of them."""
+    if isinstance(variables, Mapping):
         return True
     return not any(isinstance(child, (Mapping, list, tuple)) for child in variables)
+
+
+def in_structure(grads: Tree, variables: Tree) -> list[Any]:
+    """Return the gradients in a structure like that of the variables, in their order."""
+    return list(_like(grads, variables, ()))
 
 
 def _like(grads: Tree, variables: Tree, path: tuple[str, ...]) -> Iterator[Any]:

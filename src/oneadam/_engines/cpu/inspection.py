@@ -39,28 +39,29 @@ class Inspector:
         self._shapes = np.array([n for shape in shapes for n in shape], np.int64)
         self._bounds = np.cumsum([0] + [len(shape) for shape in shapes]).astype(np.int64)
 
-    def inspect(self, arrays: Sequence[object], *, writable: bool) -> tuple[Int64s, Formats]:
+    def inspect(self, objects: Int64s, *, writable: bool) -> tuple[Int64s, Formats]:
         """Return the arrays' addresses, int64, and formats, int8 (an index of `FORMATS`).
 
         The format of whatever is not a plain, aligned, contiguous array of its shape and of a
-        dtype that the kernels know is `LOOK_CLOSER`, and its address means nothing. The caller
-        keeps the arrays alive for as long as it uses their addresses.
+        dtype that the kernels know is `LOOK_CLOSER`, and its address means nothing.
+
+        Args:
+            objects: what `identities` returned. The caller keeps the objects alive, and the
+                arrays for as long as it uses their addresses.
+            writable: whether the arrays must be.
         """
-        addresses = np.zeros(len(arrays), np.int64)
-        formats = np.full(len(arrays), LOOK_CLOSER, np.int8)
+        addresses = np.zeros(len(objects), np.int64)
+        formats = np.full(len(objects), LOOK_CLOSER, np.int8)
         if _layout_holds():
-            self._run(arrays, writable, addresses, formats)
+            self._run(objects, writable, addresses, formats)
         return addresses, formats
 
-    def _run(
-        self, arrays: Sequence[object], writable: bool, addresses: Int64s, formats: Formats
-    ) -> None:
-        objects = np.fromiter(map(id, arrays), np.int64, len(arrays))
+    def _run(self, objects: Int64s, writable: bool, addresses: Int64s, formats: Formats) -> None:
         dtypes = _dtype_addresses()
         # The interpreter's lock is kept, so that no array changes while it is read.
         compiled("inspect", _PARAMETERS, keeps_lock=True)(
             objects.ctypes.data,
-            len(arrays),
+            len(objects),
             id(np.ndarray),
             self._shapes.ctypes.data,
             self._bounds.ctypes.data,
@@ -70,6 +71,11 @@ class Inspector:
             addresses.ctypes.data,
             formats.ctypes.data,
         )
+
+
+def identities(objects: Sequence[object]) -> Int64s:
+    """Return where the objects themselves lie, int64."""
+    return np.fromiter(map(id, objects), np.int64, len(objects))
 
 
 def _dtype_addresses() -> Int64s:
@@ -95,7 +101,7 @@ def _layout_holds() -> bool:
     ):
         addresses = np.zeros(len(arrays), np.int64)
         formats = np.full(len(arrays), LOOK_CLOSER, np.int8)
-        inspector._run(arrays, writable, addresses, formats)
+        inspector._run(identities(arrays), writable, addresses, formats)
         if formats.tolist() != expected or addresses[0] != matrix.ctypes.data:
             return False
     return True
