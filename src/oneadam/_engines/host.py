@@ -14,22 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneadam._engines import Buffers, Options, strided
+from oneadam._engines.arrays import compute_dtype
 from oneadam._engines.cpu import layout
 from oneadam._engines.cpu.compiled import compiled
 from oneadam._engines.cpu.formats import ABSENT_KIND, FORMATS
-from oneadam._engines.cpu.pieces import Cutter, Pieces
-from oneadam._engines.sight import ABSENT, Gradients, Sight
+from oneadam._engines.cpu.pieces import Pieces, cut
+from oneadam._engines.cpu.tables import Parameter, Table
+from oneadam._engines.sight import ABSENT, Formats, Gradients, Sight
 from oneadam._engines.threads import share
 from oneadam._plan import Scalars
 
 Bools = NDArray[np.bool_]
 Float64s = NDArray[np.float64]
-Int64s = NDArray[np.int64]
-Parameter = tuple[str, float]
 
 # Sums of squares outside of this may have lost their largest or their smallest terms.
 _SMALLEST, _LARGEST = 1e-280, 1e300
 _ENLARGING, _SHRINKING = 2.0**600, 2.0**-600
+
+# Sets of variables and gradients whose launches are remembered.
+_REMEMBERED = 32
 
 
 class _Launch(NamedTuple):
@@ -40,10 +43,6 @@ class _Launch(NamedTuple):
     grad: str
     computed: str
 
-    @property
-    def table(self) -> Int64s:
-        return self.pieces.table
-
     def state(self, is_present: bool) -> Parameter:
         """Return the marker of an array of state that may be absent."""
         return _marker(self.computed if is_present else ABSENT_KIND)
@@ -52,15 +51,10 @@ class _Launch(NamedTuple):
         """Return a number that may be absent."""
         return _marker(ABSENT_KIND) if value is None else (self.computed, value)
 
-    def cast(self, columns: Float64s) -> NDArray[Any]:
-        """Return the table of scalars in the compute dtype."""
-        with np.errstate(all="ignore"):
-            return columns.astype(self.computed)
-
     def run(
         self,
         kernel: str,
-        tables: tuple[NDArray[Any], ...],
+        tables: tuple[Parameter, ...],
         rest: tuple[Parameter, ...],
         *,
         backwards: bool = False,
@@ -69,22 +63,16 @@ class _Launch(NamedTuple):
 
         Args:
             kernel: its name.
-            tables: what it finds at its first parameters, before the numbers of the pieces.
+            tables: its parameters before the numbers of the pieces.
             rest: its parameters after those.
             backwards: begin with the last share.
         """
-        addresses = [table.ctypes.data for table in tables]
-        values = [value for _, value in rest]
-        function = compiled(
-            kernel,
-            (
-                *(f"{table.dtype}*" for table in tables),
-                *("int64", "int64"),
-                *(kind for kind, _ in rest),
-            ),
-        )
+        before = [value for _, value in tables]
+        after = [value for _, value in rest]
+        kinds = (*(kind for kind, _ in tables), "int64", "int64", *(kind for kind, _ in rest))
+        function = compiled(kernel, kinds)
         shares = self.pieces.shares[::-1] if backwards else self.pieces.shares
-        share(shares, lambda part: function(*addresses, part.first, part.last, *values))
+        share(shares, lambda part: function(*before, part.first, part.last, *after))
 
 
 def _marker(kind: str) -> Parameter:
@@ -102,12 +90,17 @@ class Host:
 
     def __init__(self, buffers: Buffers, names: list[str]) -> None:
         self._buffers = buffers
-        self._table = np.zeros((len(names), layout.COLUMNS), np.int64)
+        self._table = Table(np.zeros((len(names), layout.COLUMNS), np.int64))
+        self._scalars = {
+            computed: Table(np.zeros((len(names), len(Scalars._fields)), computed))
+            for computed in {np.dtype(compute_dtype(param, np)).name for param in buffers.param}
+        }
         for column, arrays in enumerate(buffers):
             if arrays is not None and column not in (layout.PARAM, layout.GRAD):
-                self._table[:, column] = [array.ctypes.data for array in arrays]
+                self._table.array[:, column] = [array.ctypes.data for array in arrays]
         self._sight = Sight(buffers.param, names)
-        self._cutter = Cutter(np.array([param.size for param in buffers.param], np.int64))
+        self._sizes = np.array([param.size for param in buffers.param], np.int64)
+        self._known: dict[bytes, tuple[list[_Launch], list[int]]] = {}
         self._wide = np.array([param.dtype == np.float64 for param in buffers.param], np.bool_)
 
     def look(self, grads: list[Any], closer: Callable[[int, Any], Any]) -> Gradients:
@@ -123,8 +116,8 @@ class Host:
             ValueError: a variable is no longer the array that it was.
         """
         gradients, variable_addresses, addresses = self._sight.look(grads, closer)
-        self._table[:, layout.PARAM] = variable_addresses
-        self._table[:, layout.GRAD] = addresses
+        self._table.array[:, layout.PARAM] = variable_addresses
+        self._table.array[:, layout.GRAD] = addresses
         return gradients
 
     def norms(self, gradients: Gradients, options: Options, *, accumulated: bool) -> Float64s:
@@ -153,7 +146,7 @@ class Host:
         for launch in launches:
             launch.run(
                 "accumulate",
-                (self._table, launch.table),
+                (self._table.at, launch.pieces.table.at),
                 (
                     _marker(launch.grad),
                     launch.state(True),
@@ -175,13 +168,13 @@ class Host:
     ) -> None:
         """Update the participants, and take all variables into their moving averages."""
         launches, odd = self._launches(gradients, participants)
-        columns = _in_columns(scalars, len(participants))
+        self._fill(scalars)
         # The norms were taken from the first share to the last, and the gradients of the last
         # are still in the cache.
         for launch in launches:
             launch.run(
                 "update",
-                (self._table, launch.cast(columns), launch.table),
+                (self._table.at, self._scalars[launch.computed].at, launch.pieces.table.at),
                 (
                     _marker(launch.param),
                     _marker(launch.grad),
@@ -206,11 +199,10 @@ class Host:
         self, gradients: Gradients, scalars: Scalars, options: Options, which: Bools
     ) -> None:
         launches, odd = self._launches(gradients, which)
-        columns = _in_columns(scalars, len(which))
         for launch in launches:
             launch.run(
                 "average",
-                (self._table, launch.cast(columns), launch.table),
+                (self._table.at, self._scalars[launch.computed].at, launch.pieces.table.at),
                 (_marker(launch.param), launch.state(True), ("int64", options.overwrite)),
             )
         for row in odd:
@@ -228,10 +220,9 @@ class Host:
         launches, odd = self._launches(gradients, which)
         totals = np.zeros(len(which))
         for launch in launches:
-            sums = np.empty(len(launch.table))
             launch.run(
                 "squares",
-                (self._table, launch.table, sums),
+                (self._table.at, launch.pieces.table.at, launch.pieces.sums.at),
                 (
                     _marker(launch.param),
                     _marker(launch.grad),
@@ -240,18 +231,34 @@ class Host:
                     ("float64", factor),
                 ),
             )
-            totals += np.bincount(launch.table[:, 0], sums, len(which))
+            totals += np.bincount(
+                launch.pieces.table.array[:, 0], launch.pieces.sums.array, len(which)
+            )
         for row in odd:
             buffers = self._row(gradients, row, accumulated=accumulated)
             with np.errstate(all="ignore"):
                 totals[row] = strided.squares(buffers, options, factor)
         return totals
 
+    def _fill(self, scalars: Scalars) -> None:
+        with np.errstate(all="ignore"):
+            for table in self._scalars.values():
+                for number, column in enumerate(scalars):
+                    table.array[:, number] = column
+
     def _launches(self, gradients: Gradients, which: Bools) -> tuple[list[_Launch], list[int]]:
         """Sort the variables that take part into launches, and those for `strided`."""
-        params, grads = self._sight.formats, gradients.formats
+        key = gradients.formats.tobytes() + which.tobytes()
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            known = self._known[key] = self._sorted(gradients.formats, which)
+        return known
+
+    def _sorted(self, grads: Formats, which: Bools) -> tuple[list[_Launch], list[int]]:
+        params = self._sight.formats
         plain = which & (params >= 0) & (grads >= 0)
-        odd = np.flatnonzero(which & ~plain).tolist()
         kinds = params * (ABSENT + 1) + grads
         launches = []
         for kind in np.unique(kinds[plain]).tolist():
@@ -259,25 +266,18 @@ class Host:
             param, grad = divmod(kind, ABSENT + 1)
             launches.append(
                 _Launch(
-                    self._cutter.cut(rows),
+                    cut(rows, self._sizes[rows]),
                     FORMATS[param],
                     ABSENT_KIND if grad == ABSENT else FORMATS[grad],
                     "float64" if FORMATS[param] == "float64" else "float32",
                 )
             )
-        return launches, odd
+        return launches, np.flatnonzero(which & ~plain).tolist()
 
     def _row(self, gradients: Gradients, row: int, *, accumulated: bool = True) -> Buffers:
         arrays = [None if column is None else column[row] for column in self._buffers]
         buffers = Buffers(*arrays)._replace(grad=gradients.arrays[row])
         return buffers if accumulated else buffers._replace(accumulator=None)
-
-
-def _in_columns(scalars: Scalars, rows: int) -> Float64s:
-    columns = np.empty((rows, len(scalars)))
-    for number, column in enumerate(scalars):
-        columns[:, number] = column
-    return columns
 
 
 def _row_of(scalars: Scalars, row: int) -> Scalars:

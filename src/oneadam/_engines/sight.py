@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneadam._engines.cpu.formats import FORMATS
-from oneadam._engines.cpu.inspection import LOOK_CLOSER, Inspector, identities
+from oneadam._engines.cpu.inspection import LOOK_CLOSER, Inspector
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -50,10 +50,13 @@ class Sight:
         self._names = names
         self._kinds = [(param.shape, param.dtype) for param in params]
         self._sizes = np.array([param.size for param in params], np.int64)
-        self._objects = identities(params)
-        self._inspector = Inspector([param.shape for param in params])
-        self._addresses, self.formats = self._inspector.inspect(self._objects, writable=True)
-        self._starts, self._ends = self._spans()
+        shapes = [param.shape for param in params]
+        self._variables = Inspector(shapes, writable=True)
+        self._gradients = Inspector(shapes, writable=False)
+        self._variables.inspect(params)
+        self.formats = self._variables.formats.copy()
+        self._all_plain = LOOK_CLOSER not in self.formats
+        self._notice_addresses()
 
     def look(
         self, grads: list[Any], closer: Callable[[int, Any], Array | None]
@@ -61,22 +64,45 @@ class Sight:
         """Return the gradients, the addresses of the variables and those of the gradients."""
         self._look_at_variables()
         arrays = list(grads)
-        addresses, formats = self._inspector.inspect(identities(arrays), writable=False)
-        for row in np.flatnonzero(formats == LOOK_CLOSER).tolist():
+        self._gradients.inspect(arrays)
+        addresses, formats = self._gradients.addresses, self._gradients.formats.copy()
+        odd = np.flatnonzero(formats == LOOK_CLOSER).tolist()
+        for row in odd:
             arrays[row] = closer(row, grads[row])
             addresses[row], formats[row] = _located(arrays[row])
-        for row in self._overlapping(arrays, addresses, formats).tolist():
-            arrays[row] = np.array(arrays[row], order="C")
-            addresses[row], formats[row] = _located(arrays[row])
+        if odd or not self._are_as_before(addresses, formats):
+            self._copy_overlapping(arrays, addresses, formats)
         return Gradients(arrays, formats), self._addresses, addresses
 
     def _look_at_variables(self) -> None:
-        addresses, formats = self._inspector.inspect(self._objects, writable=True)
-        if not np.array_equal(formats, self.formats) or LOOK_CLOSER in formats:
+        self._variables.inspect_again()
+        formats = self._variables.formats
+        if not (self._all_plain and np.array_equal(formats, self.formats)):
             self._refuse_changed(formats)
-        if not np.array_equal(addresses, self._addresses):
-            self._addresses = addresses
-            self._starts, self._ends = self._spans()
+        if not np.array_equal(self._variables.addresses, self._addresses):
+            self._notice_addresses()
+
+    def _notice_addresses(self) -> None:
+        self._addresses = self._variables.addresses.copy()
+        self._starts, self._ends = self._spans()
+        self._separate: tuple[Int64s, Formats] | None = None
+
+    def _are_as_before(self, addresses: Int64s, formats: Formats) -> bool:
+        """Return whether the gradients lie where they shared no memory with a variable."""
+        if self._separate is None:
+            return False
+        known_addresses, known_formats = self._separate
+        return np.array_equal(addresses, known_addresses) and np.array_equal(formats, known_formats)
+
+    def _copy_overlapping(
+        self, arrays: list[Array | None], addresses: Int64s, formats: Formats
+    ) -> None:
+        """Replace gradients that share memory with a variable, which an update would change."""
+        overlapping = self._overlapping(arrays, addresses, formats).tolist()
+        for row in overlapping:
+            arrays[row] = np.array(arrays[row], order="C")
+            addresses[row], formats[row] = _located(arrays[row])
+        self._separate = None if overlapping else (addresses.copy(), formats)
 
     def _refuse_changed(self, formats: Formats) -> None:
         for row, param in enumerate(self._params):
@@ -100,7 +126,7 @@ class Sight:
     def _overlapping(
         self, arrays: list[Array | None], addresses: Int64s, formats: Formats
     ) -> NDArray[np.intp]:
-        """Return which gradients share memory with a variable, which an update would change."""
+        """Return which gradients may share memory with a variable."""
         starts, ends = addresses.copy(), addresses.copy()
         plain = (formats >= 0) & (formats < ABSENT)
         ends[plain] += self._sizes[plain] * _ITEM_BYTES[formats[plain]]

@@ -27,62 +27,64 @@ LOOK_CLOSER = -1
 CONTIGUOUS, ALIGNED, WRITEABLE = 0x0001, 0x0100, 0x0400
 
 _PARAMETERS = (
-    *("int64*", "int64", "int64", "int64*", "int64*", "int64*", "int64", "int64"),
-    *("int64*", "int8*"),
+    *("int64*", "int64", "int64", "int64*", "int64*", "int64"),
+    *("int64*", "int8*", "int64", "int64*"),
 )
 
 
 class Inspector:
-    """Finds the addresses of arrays that are to have given shapes."""
+    """Finds the addresses of arrays that are to have given shapes.
 
-    def __init__(self, shapes: list[tuple[int, ...]]) -> None:
+    Its own arrays stay where they are, so that the kernel's arguments are made once.
+
+    Args:
+        shapes: of the arrays.
+        writable: whether the arrays must be.
+    """
+
+    def __init__(self, shapes: list[tuple[int, ...]], *, writable: bool) -> None:
+        count = len(shapes)
+        self.addresses = np.zeros(count, np.int64)
+        """Where the data of each array was found."""
+        self.formats = np.full(count, LOOK_CLOSER, np.int8)
+        """Indices of `FORMATS`; `LOOK_CLOSER` for what is no plain, aligned, contiguous array of
+        its shape and of a dtype that the kernels know, whose address means nothing."""
+        self._objects = np.zeros(count, np.int64)
         self._shapes = np.array([n for shape in shapes for n in shape], np.int64)
         self._bounds = np.cumsum([0] + [len(shape) for shape in shapes]).astype(np.int64)
-
-    def inspect(self, objects: Int64s, *, writable: bool) -> tuple[Int64s, Formats]:
-        """Return the arrays' addresses, int64, and formats, int8 (an index of `FORMATS`).
-
-        The format of whatever is not a plain, aligned, contiguous array of its shape and of a
-        dtype that the kernels know is `LOOK_CLOSER`, and its address means nothing.
-
-        Args:
-            objects: what `identities` returned. The caller keeps the objects alive, and the
-                arrays for as long as it uses their addresses.
-            writable: whether the arrays must be.
-        """
-        addresses = np.zeros(len(objects), np.int64)
-        formats = np.full(len(objects), LOOK_CLOSER, np.int8)
-        if _layout_holds():
-            self._run(objects, writable, addresses, formats)
-        return addresses, formats
-
-    def _run(self, objects: Int64s, writable: bool, addresses: Int64s, formats: Formats) -> None:
-        dtypes = _dtype_addresses()
-        # The interpreter's lock is kept, so that no array changes while it is read.
-        compiled("inspect", _PARAMETERS, keeps_lock=True)(
-            objects.ctypes.data,
-            len(objects),
+        self._arguments = (
+            self._objects.ctypes.data,
+            count,
             id(np.ndarray),
             self._shapes.ctypes.data,
             self._bounds.ctypes.data,
-            dtypes.ctypes.data,
-            len(dtypes),
             CONTIGUOUS | ALIGNED | (WRITEABLE if writable else 0),
-            addresses.ctypes.data,
-            formats.ctypes.data,
+            self.addresses.ctypes.data,
+            self.formats.ctypes.data,
         )
 
+    def inspect(self, arrays: Sequence[object]) -> None:
+        """Find the arrays, which the caller keeps alive while it uses their addresses."""
+        self._objects[:] = np.fromiter(map(id, arrays), np.int64, len(arrays))
+        self.inspect_again()
 
-def identities(objects: Sequence[object]) -> Int64s:
-    """Return where the objects themselves lie, int64."""
-    return np.fromiter(map(id, objects), np.int64, len(objects))
+    def inspect_again(self) -> None:
+        """Find the same arrays once more, which may have been changed in place."""
+        if _layout_holds():
+            self._run()
+
+    def _run(self) -> None:
+        self.formats.fill(LOOK_CLOSER)
+        # The interpreter's lock is kept, so that no array changes while it is read.
+        kernel = compiled("inspect", _PARAMETERS, keeps_lock=True)
+        kernel(*self._arguments, len(FORMATS), _dtypes("ml_dtypes" in sys.modules).ctypes.data)
 
 
-def _dtype_addresses() -> Int64s:
+@cache
+def _dtypes(with_bfloat16: bool) -> Int64s:
     # The dtype of bfloat16 arrays exists where somebody has imported the package that makes them.
-    missing = {"bfloat16"} if "ml_dtypes" not in sys.modules else set()
-    addresses = [0 if name in missing else id(np.dtype(name)) for name in FORMATS]
-    return np.array(addresses, np.int64)
+    known = [name for name in FORMATS if name != "bfloat16" or with_bfloat16]
+    return np.array([id(np.dtype(name)) if name in known else 0 for name in FORMATS], np.int64)
 
 
 @cache
@@ -93,15 +95,16 @@ def _layout_holds() -> bool:
     frozen = np.zeros(7)
     frozen.flags.writeable = False
     arrays = [matrix, matrix, matrix.T, frozen, np.zeros(7, np.int32), [0.0] * 7]
-    inspector = Inspector([(3, 5), (5, 3), (5, 3), (7,), (7,), (7,)])
+    shapes = [(3, 5), (5, 3), (5, 3), (7,), (7,), (7,)]
     float32, float64 = FORMATS.index("float32"), FORMATS.index("float64")
     for writable, expected in (
         (False, [float32, LOOK_CLOSER, LOOK_CLOSER, float64, LOOK_CLOSER, LOOK_CLOSER]),
         (True, [float32] + [LOOK_CLOSER] * 5),
     ):
-        addresses = np.zeros(len(arrays), np.int64)
-        formats = np.full(len(arrays), LOOK_CLOSER, np.int8)
-        inspector._run(identities(arrays), writable, addresses, formats)
-        if formats.tolist() != expected or addresses[0] != matrix.ctypes.data:
+        inspector = Inspector(shapes, writable=writable)
+        inspector._objects[:] = [id(array) for array in arrays]
+        inspector._run()
+        found = inspector.formats.tolist() == expected
+        if not found or inspector.addresses[0] != matrix.ctypes.data:
             return False
     return True

@@ -54,7 +54,7 @@ def _has_shape(array, shapes, first, last):
 
 @njit(**KERNEL)
 def inspect(
-    objects, count, array_type, shapes, bounds, dtypes, dtype_count, flags, addresses, formats
+    objects, count, array_type, shapes, bounds, flags, addresses, formats, dtype_count, dtypes
 ):
     """Write the address and the format of each array that the kernels can read.
 
