@@ -25,7 +25,7 @@ from oneadam._engines.cpu.layout import (
     PARAM,
     VELOCITY,
 )
-from oneadam._engines.cpu.pieces import Cutter
+from oneadam._engines.cpu.pieces import cut
 from oneadam._engines.threads import share
 
 _WORD = np.float32(0)
@@ -95,7 +95,7 @@ def _laid_out(columns: dict[int, list[Array]], sizes: Sequence[int]):
     table = np.zeros((len(sizes), COLUMNS), np.int64)
     for column, arrays in columns.items():
         table[:, column] = [array.ctypes.data for array in arrays]
-    return table, Cutter(np.array(sizes, np.int64)).cut(np.arange(len(sizes)))
+    return table, cut(np.arange(len(sizes)), np.array(sizes, np.int64))
 
 
 def step(sizes: Sequence[int]) -> Callable[[], None]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from oneadam._dtypes import compute_dtype
 from oneadam._hyperparameters import Hyperparameters
 
 Array = NDArray[Any]
@@ -43,11 +44,6 @@ class Matched(NamedTuple):
     """Optional parts that the saved state lacks."""
     ignored: list[str]
     """Optional parts that only the saved state has."""
-
-
-def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype of the computation and of the state of a variable."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
 def array_slots(hyperparameters: Hyperparameters) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from oneadam._dtypes import compute_dtype
 from oneadam._engines import Buffers, Options, strided
-from oneadam._engines.arrays import compute_dtype
 from oneadam._engines.cpu import layout
 from oneadam._engines.cpu.compiled import compiled
 from oneadam._engines.cpu.formats import ABSENT_KIND, FORMATS
@@ -93,7 +93,7 @@ class Host:
         self._table = Table(np.zeros((len(names), layout.COLUMNS), np.int64))
         self._scalars = {
             computed: Table(np.zeros((len(names), len(Scalars._fields)), computed))
-            for computed in {np.dtype(compute_dtype(param, np)).name for param in buffers.param}
+            for computed in {compute_dtype(param.dtype).name for param in buffers.param}
         }
         for column, arrays in enumerate(buffers):
             if arrays is not None and column not in (layout.PARAM, layout.GRAD):
@@ -101,7 +101,9 @@ class Host:
         self._sight = Sight(buffers.param, names)
         self._sizes = np.array([param.size for param in buffers.param], np.int64)
         self._known: dict[bytes, tuple[list[_Launch], list[int]]] = {}
-        self._wide = np.array([param.dtype == np.float64 for param in buffers.param], np.bool_)
+        self._wide = np.array(
+            [compute_dtype(param.dtype) == np.float64 for param in buffers.param], np.bool_
+        )
 
     def look(self, grads: list[Any], closer: Callable[[int, Any], Any]) -> Gradients:
         """Find out where the variables and the gradients of a call lie in memory.
@@ -137,7 +139,8 @@ class Host:
             again = which & self._wide & lost
             if again.any():
                 sums = self._squares(gradients, options, again, factor, accumulated)
-                norms[again] = np.sqrt(sums[again]) / factor
+                with np.errstate(over="ignore"):  # a norm may be too large for float64 itself
+                    norms[again] = np.sqrt(sums[again]) / factor
         return norms
 
     def accumulate(self, gradients: Gradients, options: Options) -> None:
@@ -182,6 +185,7 @@ class Host:
                     launch.state(True),
                     launch.state(self._buffers.velocity_max is not None),
                     launch.state(self._buffers.average is not None),
+                    launch.state(options.decays),
                     launch.scalar(options.loss_scale),
                     launch.scalar(math.inf if options.limit is None else options.limit),
                     ("int64", options.overwrite),
@@ -276,7 +280,9 @@ class Host:
 
     def _row(self, gradients: Gradients, row: int, *, accumulated: bool = True) -> Buffers:
         arrays = [None if column is None else column[row] for column in self._buffers]
-        buffers = Buffers(*arrays)._replace(grad=gradients.arrays[row])
+        # Arrays of a subclass are taken for what their memory holds.
+        param = np.asarray(self._buffers.param[row])
+        buffers = Buffers(*arrays)._replace(param=param, grad=gradients.arrays[row])
         return buffers if accumulated else buffers._replace(accumulator=None)
 
 

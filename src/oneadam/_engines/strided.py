@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from oneadam._dtypes import compute_dtype
 from oneadam._engines import Buffers, Options, arrays
 from oneadam._plan import Scalars
 
@@ -61,7 +62,7 @@ def _blocks(buffers: Buffers, written: tuple[str, ...]) -> Iterator[Buffers]:
     present = [name for name in Buffers._fields if getattr(buffers, name) is not None]
     operands = [getattr(buffers, name) for name in present]
     narrow = buffers.param.dtype.newbyteorder("=")
-    computed = np.dtype(arrays.compute_dtype(buffers.param, np))
+    computed = compute_dtype(buffers.param.dtype)
     with np.nditer(
         operands,
         flags=["external_loop", "buffered", "zerosize_ok"],

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneadam import _state
+from oneadam._dtypes import compute_dtype
 from oneadam._engines import Buffers, Options
 from oneadam._engines.host import Host
 from oneadam._engines.sight import Gradients
@@ -36,8 +37,7 @@ class Model:
         self.variables = _variables.named_variables(structure)
         arrays = self.variables.values()
         self.state: dict[str, list[Array]] = {
-            slot: [np.zeros(a.shape, _state.compute_dtype(a.dtype)) for a in arrays]
-            for slot in slots
+            slot: [np.zeros(a.shape, compute_dtype(a.dtype)) for a in arrays] for slot in slots
         }
         count = len(self.variables)
         self.updates = np.zeros(count, np.int64)
@@ -140,7 +140,7 @@ class Model:
             return list(grads)
         return _variables.in_structure(grads, variables)
 
-    def look(self, grads: list[Any]) -> Gradients:
+    def look(self, grads: list[Array | None]) -> Gradients:
         """Check the gradients, one for each variable, and find them in memory."""
         return self._host.look(grads, self._look_closer)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from oneadam import _gradients, _interrupts, _plan, _state
 from oneadam import _hyperparameters as hyper
+from oneadam._dtypes import compute_dtype
 from oneadam._engines import Options
 from oneadam._engines.sight import Gradients
 from oneadam._exclusions import Exclusions
@@ -39,7 +40,7 @@ class Run:
         self._excluded_arrays: list[Array] = []
         self._rates: Rates | None = None
         self._scaling: _gradients.Scaling | None = None
-        self._warned_of: set[tuple[str, ...]] = set()
+        self._warned_of: set[tuple[int, ...]] = set()
         self._holds_averages = False
 
     def built(self) -> Model:
@@ -62,7 +63,7 @@ class Run:
             return
         named = _variables.named_variables(variables)
         for name, array in named.items():
-            dtype = _state.compute_dtype(array.dtype)
+            dtype = compute_dtype(array.dtype)
             hyper.check_compute_dtype(self.hyperparameters, dtype, name)
         _state.check_distinct(self.hyperparameters.name, named)
         exclusions = self._exclusions.extended(
@@ -101,42 +102,51 @@ class Run:
             return
         if variables is not None and self.model is None:
             self.build(variables)
+        self._check_trained()
         model = self.built()
-        gradients = model.look(model.in_order(grads, variables))
-        if not gradients.present.all():
-            self._without([model.names[row] for row in np.flatnonzero(~gradients.present)])
-        call = _plan.plan_call(self.hyperparameters, self.counters)
-        self._act(gradients, call, loss_scale, on_nonfinite)
+        arrays = _variables.as_arrays(model.in_order(grads, variables), model.names)
+        self._check_present(arrays)
+        self._act(
+            arrays, _plan.plan_call(self.hyperparameters, self.counters), loss_scale, on_nonfinite
+        )
 
     def flush(self) -> None:
         """Close an incomplete accumulation window, if there is one."""
         if not self.counters.accumulated_calls:
             return
-        model = self.built()
+        self._check_trained()
         call = _plan.plan_flush(self.hyperparameters, self.counters)
-        none = model.look([None] * len(model.names))
+        none: list[Array | None] = [None] * len(self.built().names)
         self._act(none, call, None, self.hyperparameters.on_nonfinite)
 
-    def _without(self, names: list[str]) -> None:
+    def _check_present(self, arrays: list[Array | None]) -> None:
         """Refuse a call without any gradient, and warn of variables that have none."""
-        if len(names) == len(self.built().names):
+        missing = tuple(row for row, array in enumerate(arrays) if array is None)
+        if not missing or missing in self._warned_of:
+            return
+        if len(missing) == len(arrays):
             raise ValueError(
                 "grads must have a gradient for at least one variable, received None for every"
                 " one; check that the loss depends on the variables"
             )
-        if tuple(names) not in self._warned_of:
-            self._warned_of.add(tuple(names))
-            warnings.warn(
-                f"{len(names)} variables have no gradient and sit this call out: {_listed(names)}",
-                stacklevel=5,
-            )
+        self._warned_of.add(missing)
+        names = [self.built().names[row] for row in missing]
+        warnings.warn(
+            f"{len(names)} variables have no gradient and sit this call out: {_listed(names)}",
+            stacklevel=4,
+        )
 
     def _act(
-        self, gradients: Gradients, call: Call, loss_scale: float | None, on_nonfinite: str
+        self,
+        arrays: list[Array | None],
+        call: Call,
+        loss_scale: float | None,
+        on_nonfinite: str,
     ) -> None:
-        self._check_trained()
         h, model = self.hyperparameters, self.built()
         rates = hyper.now(h, self.counters.calls)
+        # From here on no foreign code runs, so that the arrays stay where they are found.
+        gradients = model.look(arrays)
         options = Options(loss_scale, h.clipvalue, bool(h.weight_decay), call.overwrite)
         checks = on_nonfinite != "propagate"
         norms = None

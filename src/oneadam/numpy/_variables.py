@@ -177,22 +177,29 @@ def _place(path: tuple[str, ...]) -> str:
     return f"[{'/'.join(path)}]" if path else ""
 
 
-def check_gradient(grad: Any, name: str, shape: tuple[int, ...]) -> Array | None:
-    """Return a gradient as an array of the variable's shape, or None where there is none."""
+def as_arrays(grads: list[Any], names: list[str]) -> list[Array | None]:
+    """Return gradients as plain arrays, and None where there is none; may run foreign code."""
+    return [
+        grad if type(grad) is np.ndarray or grad is None else _as_array(grad, name)
+        for grad, name in zip(grads, names, strict=True)
+    ]
+
+
+def check_gradient(grad: Array | None, name: str, shape: tuple[int, ...]) -> Array | None:
+    """Return a gradient, or None, as it is, if it fits the variable of this name and shape."""
     if grad is None:
         return None
-    array = _as_array(grad, name)
-    if array.dtype.kind != "f" and not array.dtype.name.startswith(_NARROW_FLOATS):
+    if grad.dtype.kind != "f" and not grad.dtype.name.startswith(_NARROW_FLOATS):
         raise TypeError(
-            f"the gradient of {name!r} must be of a real floating dtype, received {array.dtype};"
+            f"the gradient of {name!r} must be of a real floating dtype, received {grad.dtype};"
             " convert it"
         )
-    if array.shape != shape:
+    if grad.shape != shape:
         raise ValueError(
             f"the gradient of {name!r} must have the variable's shape {shape}, received"
-            f" {array.shape}; gradients are not broadcast"
+            f" {grad.shape}; gradients are not broadcast"
         )
-    return array
+    return grad
 
 
 def _as_array(grad: Any, name: str) -> Array:
@@ -200,14 +207,11 @@ def _as_array(grad: Any, name: str) -> Array:
         raise TypeError(
             f"the gradient of {name!r} must not have a mask, received a masked array; fill it"
         )
-    if isinstance(grad, np.ndarray):
-        return grad.view(np.ndarray)
     plain = isinstance(grad, (list, tuple, int, float)) and not isinstance(grad, bool)
     try:
-        array = np.asarray(grad, np.float64) if plain else np.asarray(grad)
+        return np.asarray(grad, np.float64) if plain else np.asarray(grad)
     except Exception as error:
         raise TypeError(
             f"the gradient of {name!r} must be an array, a tensor that NumPy can read or a list of"
             f" numbers, received {type(grad).__name__} ({error}); convert it to a NumPy array"
         ) from error
-    return array

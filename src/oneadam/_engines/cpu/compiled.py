@@ -35,20 +35,24 @@ _OBJECTS = "oneadam._engines.cpu.objects"
 _MODULES = {"inspect": _OBJECTS}
 """Where each kernel stands, if not with the others."""
 
+_HERE = Path(__file__).parent
 _SOURCES = {
-    "oneadam._rule": "_rule.py",
-    "oneadam._plan": "_plan.py",
-    "oneadam._engines.cpu.formats": "_engines/cpu/formats.py",
-    "oneadam._engines.cpu.layout": "_engines/cpu/layout.py",
-    "oneadam._engines.cpu.elements": "_engines/cpu/elements.py",
-    _KERNELS: "_engines/cpu/kernels.py",
-    _OBJECTS: "_engines/cpu/objects.py",
+    "oneadam._rule": _HERE.parents[1] / "_rule.py",
+    "oneadam._plan": _HERE.parents[1] / "_plan.py",
+    **{f"{__package__}.{path.stem}": path for path in sorted(_HERE.glob("*.py"))},
 }
-_PACKAGE = Path(__file__).parents[2]
-
 
 _known: dict[tuple[str, tuple[str, ...]], Callable[..., int]] = {}
 _lock = Lock()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = Lock()
+
+
+if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that it does not have
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Machine(NamedTuple):
@@ -59,7 +63,7 @@ class _Machine(NamedTuple):
 
 
 def _read_sources() -> dict[str, bytes]:
-    return {module: (_PACKAGE / path).read_bytes() for module, path in _SOURCES.items()}
+    return {module: path.read_bytes() for module, path in _SOURCES.items()}
 
 
 # As they are when the rule is imported; what is compiled later is held against it.
@@ -88,10 +92,10 @@ def compiled(
 
 def _made(kernel: str, parameters: tuple[str, ...], keeps_lock: bool) -> Callable[..., int]:
     path = _path(kernel, parameters)
-    machine = _load(path)
+    machine = None if path is None else _load(path)
     if machine is None:
         machine = _compile(kernel, parameters)
-        if _is_what_was_read():
+        if path is not None and _is_what_was_read():
             _save(path, machine)
     prototype = ctypes.PYFUNCTYPE if keeps_lock else ctypes.CFUNCTYPE
     # By Numba's convention the addresses of a result and of an error come first.
@@ -146,14 +150,20 @@ def _fingerprint() -> str:
     return digest.hexdigest()
 
 
-def _path(kernel: str, parameters: tuple[str, ...]) -> Path:
+def _path(kernel: str, parameters: tuple[str, ...]) -> Path | None:
+    folder = _folder()
+    if folder is None:
+        return None
     key = hashlib.sha256(f"{_fingerprint()} {parameters}".encode()).hexdigest()[:32]
-    return _folder() / f"{kernel}-{key}.kernel"
+    return folder / f"{kernel}-{key}.kernel"
 
 
-def _folder() -> Path:
+def _folder() -> Path | None:
     base = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "oneadam" / __version__
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "oneadam" / __version__
+    except RuntimeError:  # a user without a home
+        return None
 
 
 def _load(path: Path) -> _Machine | None:

@@ -84,6 +84,14 @@ def _averaged(average, param, s, overwrite):
         return average, average if overwrite != 0 else param
 
 
+@njit
+def _optional(marker, value):
+    if marker is None:
+        return None
+    else:
+        return value
+
+
 @njit(**KERNEL)
 def update(
     table,
@@ -97,6 +105,7 @@ def update(
     state0,
     velocity_max0,
     average0,
+    decay0,
     loss_scale,
     limit,
     overwrite,
@@ -112,6 +121,7 @@ def update(
         velocity_max_at = table[row * COLUMNS + VELOCITY_MAX]
         average_at = table[row * COLUMNS + AVERAGE]
         s = _row_scalars(scalars, row)
+        decay = _optional(decay0, s.decay)
         for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
             grad = _accumulate(
                 load(accumulator0, ACCUMULATOR, accumulator_at, i),
@@ -124,7 +134,7 @@ def update(
                 load(state0, MOMENTUM, momentum_at, i),
                 load(state0, VELOCITY, velocity_at, i),
                 load(velocity_max0, VELOCITY_MAX, velocity_max_at, i),
-                s.decay,
+                decay,
                 s,
                 _sqrt,
                 _maximum,
