@@ -105,6 +105,10 @@ class Host:
             [compute_dtype(param.dtype) == np.float64 for param in buffers.param], np.bool_
         )
 
+    def check_variables(self) -> None:
+        """Refuse a variable that is no longer the array that it was."""
+        self._sight.check_variables()
+
     def look(self, grads: list[Any], closer: Callable[[int, Any], Any]) -> Gradients:
         """Find out where the variables and the gradients of a call lie in memory.
 

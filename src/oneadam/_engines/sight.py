@@ -48,7 +48,7 @@ class Sight:
     def __init__(self, params: list[Array], names: list[str]) -> None:
         self._params = params
         self._names = names
-        self._kinds = [(param.shape, param.dtype) for param in params]
+        self._kinds = [_kind(param) for param in params]
         self._sizes = np.array([param.size for param in params], np.int64)
         shapes = [param.shape for param in params]
         self._variables = Inspector(shapes, writable=True)
@@ -62,7 +62,7 @@ class Sight:
         self, grads: list[Any], closer: Callable[[int, Any], Array | None]
     ) -> tuple[Gradients, Int64s, Int64s]:
         """Return the gradients, the addresses of the variables and those of the gradients."""
-        self._look_at_variables()
+        self.check_variables()
         arrays = list(grads)
         self._gradients.inspect(arrays)
         addresses, formats = self._gradients.addresses, self._gradients.formats.copy()
@@ -74,7 +74,8 @@ class Sight:
             self._copy_overlapping(arrays, addresses, formats)
         return Gradients(arrays, formats), self._addresses, addresses
 
-    def _look_at_variables(self) -> None:
+    def check_variables(self) -> None:
+        """Find the variables again, and refuse one that is no longer what it was."""
         self._variables.inspect_again()
         formats = self._variables.formats
         if not (self._all_plain and np.array_equal(formats, self.formats)):
@@ -106,9 +107,9 @@ class Sight:
 
     def _refuse_changed(self, formats: Formats) -> None:
         for row, param in enumerate(self._params):
-            unchanged = self._kinds[row] == (param.shape, param.dtype) and param.flags.writeable
+            unchanged = self._kinds[row] == _kind(param) and param.flags.writeable
             if not unchanged or formats[row] != self.formats[row]:
-                shape, dtype = self._kinds[row]
+                shape, dtype, _ = self._kinds[row]
                 raise ValueError(
                     f"variable {self._names[row]!r} must stay the writable {dtype} array of shape"
                     f" {shape} that it was at build, received {param.dtype} of shape"
@@ -149,6 +150,10 @@ def _located(array: Array | None) -> tuple[int, int]:
         return 0, LOOK_CLOSER
     name = array.dtype.name
     return array.ctypes.data, FORMATS.index(name) if name in FORMATS else LOOK_CLOSER
+
+
+def _kind(array: Array) -> tuple[tuple[int, ...], np.dtype[Any], tuple[int, ...]]:
+    return array.shape, array.dtype, array.strides
 
 
 def _span(array: Any) -> tuple[int, int]:

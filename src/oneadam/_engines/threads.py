@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from threading import Lock
+from threading import Condition, Lock
 from typing import TypeVar
 
 Work = TypeVar("Work")
@@ -101,29 +101,41 @@ def share(pieces: Sequence[Work], act: Callable[[Work], object]) -> None:
     `act` must release the interpreter's lock for this to be of use. The first error that it
     raises is raised here, after every thread has stopped.
     """
-    threads = min(_pool.threads, len(pieces))
+    pool = _pool  # which another thread may replace at any moment
+    threads = min(pool.threads, len(pieces))
     if threads <= 1:
         for piece in pieces:
             act(piece)
         return
     queue = deque(pieces)
+    changed, at_work = Condition(), 0
 
     def work() -> None:
-        while queue:
-            try:
+        nonlocal at_work
+        while True:
+            with changed:
+                if not queue:
+                    return
                 piece = queue.popleft()
-            except IndexError:
-                return
-            act(piece)
+                at_work += 1
+            try:
+                act(piece)
+            finally:
+                with changed:
+                    at_work -= 1
+                    changed.notify_all()
 
     helpers: list[Future[None]] = []
-    # Where the interpreter is shutting down no thread can be started: the caller does it all.
-    with suppress(RuntimeError):
-        for _ in range(threads - 1):
-            helpers.append(_pool.executor().submit(work))
     try:
+        # Where the interpreter is shutting down no thread can be started: the caller does it all.
+        with suppress(RuntimeError):
+            for _ in range(threads - 1):
+                helpers.append(pool.executor().submit(work))
         work()
     finally:
-        wait(helpers)
+        # Whatever has happened, nobody is at work any more when this returns.
+        with changed:
+            queue.clear()
+            changed.wait_for(lambda: at_work == 0)
     for helper in helpers:
         helper.result()

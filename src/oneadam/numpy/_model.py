@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,26 @@ class Model:
             raise ValueError(
                 f"variables must be the {len(self.names)} that the optimizer was built on, each"
                 f" once, received {len(rows)}; make a new optimizer for another set"
+            )
+
+    def check_variables(self) -> None:
+        """Refuse variables that were replaced in their structure, or changed in place."""
+        self.check_structure()
+        self._host.check_variables()
+
+    def check_structure(self) -> None:
+        """Refuse variables that were replaced in their structure."""
+        known = list(self.variables.values())
+        if isinstance(self.structure, list) and self._takes_flat_lists:
+            found = self.structure
+        else:
+            found = [leaf for _, leaf in _variables.leaves(self.structure)]
+        if len(found) != len(known) or not all(map(is_, found, known)):
+            raise ValueError(
+                "the structure that the optimizer was built on must keep its arrays, received one"
+                f" with {len(found)} leaves of which"
+                f" {sum(map(is_, found, known))} are those of the build; update variables in place"
+                " (variable[...] = values), or build a new optimizer"
             )
 
     def in_order(self, grads: Any, variables: Any) -> list[Any]:

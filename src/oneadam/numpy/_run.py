@@ -105,6 +105,8 @@ class Run:
         self._check_trained()
         model = self.built()
         arrays = _variables.as_arrays(model.in_order(grads, variables), model.names)
+        if not arrays:
+            return
         self._check_present(arrays)
         self._act(
             arrays, _plan.plan_call(self.hyperparameters, self.counters), loss_scale, on_nonfinite
@@ -145,17 +147,18 @@ class Run:
     ) -> None:
         h, model = self.hyperparameters, self.built()
         rates = hyper.now(h, self.counters.calls)
+        model.check_structure()
         # From here on no foreign code runs, so that the arrays stay where they are found.
-        gradients = model.look(arrays)
-        options = Options(loss_scale, h.clipvalue, bool(h.weight_decay), call.overwrite)
-        checks = on_nonfinite != "propagate"
-        norms = None
-        if checks or (call.updates and _gradients.needs_norms(h)):
-            norms = model.norms(gradients, options)
-            if checks and not np.isfinite(norms).all():
-                self._meet_nonfinite(norms, on_nonfinite)
-                return
         with _interrupts.held_back():
+            gradients = model.look(arrays)
+            options = Options(loss_scale, h.clipvalue, bool(h.weight_decay), call.overwrite)
+            checks = on_nonfinite != "propagate"
+            norms = None
+            if checks or (call.updates and _gradients.needs_norms(h)):
+                norms = model.norms(gradients, options)
+                if checks and not np.isfinite(norms).all():
+                    self._meet_nonfinite(norms, on_nonfinite)
+                    return
             if call.updates:
                 self._update(gradients, call, rates, options, norms)
             else:
@@ -207,6 +210,7 @@ class Run:
         """Set variables, or all, to their moving averages where they have one."""
         self._check_trained()
         model = self.built()
+        model.check_variables()
         with _interrupts.held_back():
             for name, average in model.averages(variables).items():
                 model.variables[name][...] = average
@@ -216,6 +220,7 @@ class Run:
         """Let the variables hold their moving averages for a block."""
         self._check_trained()
         model = self.built()
+        model.check_variables()
         averages = model.averages(None)
         trained = {name: model.variables[name].copy() for name in averages}
         try:

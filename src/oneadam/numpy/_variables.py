@@ -207,11 +207,13 @@ def _as_array(grad: Any, name: str) -> Array:
         raise TypeError(
             f"the gradient of {name!r} must not have a mask, received a masked array; fill it"
         )
-    plain = isinstance(grad, (list, tuple, int, float)) and not isinstance(grad, bool)
     try:
-        return np.asarray(grad, np.float64) if plain else np.asarray(grad)
+        array = np.asarray(grad)
     except Exception as error:
         raise TypeError(
             f"the gradient of {name!r} must be an array, a tensor that NumPy can read or a list of"
             f" numbers, received {type(grad).__name__} ({error}); convert it to a NumPy array"
         ) from error
+    # Numbers that are written down may all be whole.
+    written_down = isinstance(grad, (list, tuple, int)) and array.dtype.kind in "iu"
+    return array.astype(np.float64) if written_down else array

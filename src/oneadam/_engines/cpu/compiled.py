@@ -16,13 +16,13 @@ import importlib
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
-from types import CodeType, ModuleType
+from types import CodeType
 from typing import Any, NamedTuple
 
 from llvmlite import binding
@@ -46,13 +46,10 @@ _known: dict[tuple[str, tuple[str, ...]], Callable[..., int]] = {}
 _lock = Lock()
 
 
-def _after_fork() -> None:
-    global _lock
-    _lock = Lock()
-
-
-if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that it does not have
-    os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # no child begins with half a kernel
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 
 
 class _Machine(NamedTuple):
@@ -198,30 +195,37 @@ def _is_what_was_read() -> bool:
         unchanged = _read_sources() == _TEXTS
     except OSError:
         return False
+    names = [name for name in _TEXTS if name in sys.modules and name != __name__]
     return unchanged and all(
-        _functions_of(sys.modules[name]) <= set(_described(compile(text, "", "exec")))
-        for name, text in _TEXTS.items()
-        if name in sys.modules
+        _described(name, vars(sys.modules[name])) == _described(name, _run(name)) for name in names
     )
 
 
-def _functions_of(module: ModuleType) -> set[str]:
-    """Return the code of the module's functions, compiled or not, as text."""
-    functions = (
-        getattr(value, "py_func", None) or getattr(value, "_defn", None) or value
-        for value in vars(module).values()
-        if getattr(value, "__module__", None) == module.__name__
-    )
-    codes = (getattr(function, "__code__", None) for function in functions)
-    return {next(_described(code)) for code in codes if code is not None}
+def _run(name: str) -> dict[str, Any]:
+    """Return what the text of a module defines."""
+    module = vars(sys.modules[name])
+    namespace = {key: value for key, value in module.items() if key.startswith("__")}
+    exec(compile(_TEXTS[name], _SOURCES[name], "exec"), namespace)
+    return namespace
 
 
-def _described(code: CodeType) -> Iterator[str]:
-    """Iterate over descriptions of a code object and of those inside it."""
-    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    plain = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
-    descriptions = [list(_described(constant)) for constant in inner]
-    heads = [description[0] for description in descriptions]
-    yield repr((code.co_code, code.co_names, code.co_varnames, plain, heads))
-    for description in descriptions:
-        yield from description
+def _described(name: str, namespace: dict[str, Any]) -> dict[str, str]:
+    """Return the functions and the constants of a module as text."""
+    described = {}
+    for key, value in namespace.items():
+        if key.startswith("__"):
+            continue
+        function = getattr(value, "py_func", None) or getattr(value, "_defn", None) or value
+        code = getattr(function, "__code__", None)
+        if code is not None and getattr(function, "__module__", None) == name:
+            described[key] = _described_code(code)
+        elif isinstance(value, (int, float, str, tuple)):
+            described[key] = repr(value)
+        elif isinstance(value, type) and hasattr(value, "_fields"):
+            described[key] = repr(value._fields)
+    return described
+
+
+def _described_code(code: CodeType) -> str:
+    constants = [_described_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return repr((code.co_code, code.co_names, code.co_varnames, constants))
