@@ -101,10 +101,10 @@ def _laid_out(columns: dict[int, list[Array]], sizes: Sequence[int]):
 def step(sizes: Sequence[int]) -> Callable[[], None]:
     """Return what moves the 28 bytes per element of a float32 step."""
     columns = {role: random(sizes, role) for role in (PARAM, GRAD, MOMENTUM, VELOCITY)}
-    table, cut = _laid_out(columns, sizes)
+    table, pieces = _laid_out(columns, sizes)
 
     def run(columns=columns) -> None:  # which must outlive the addresses
-        share(cut.shares, lambda part: _move(table, cut.table, *part, None))
+        share(pieces.shares, lambda part: _move(table, pieces.table.array, *part, None))
 
     return run
 
@@ -113,12 +113,12 @@ def recipe(sizes: Sequence[int]) -> Callable[[], None]:
     """Return what reads the gradients and then moves 36 bytes per element, from the last on."""
     roles = (PARAM, GRAD, MOMENTUM, VELOCITY, AVERAGE)
     columns = {role: random(sizes, role) for role in roles}
-    table, cut = _laid_out(columns, sizes)
-    sums = np.empty(len(cut.table), np.float32)
+    table, pieces = _laid_out(columns, sizes)
+    sums = np.empty(len(pieces.table.array), np.float32)
 
     def run(columns=columns) -> None:
-        share(cut.shares, lambda part: _read(table, cut.table, *part, sums))
-        share(cut.shares[::-1], lambda part: _move(table, cut.table, *part, _WORD))
+        share(pieces.shares, lambda part: _read(table, pieces.table.array, *part, sums))
+        share(pieces.shares[::-1], lambda part: _move(table, pieces.table.array, *part, _WORD))
 
     return run
 
@@ -131,10 +131,10 @@ def bfloat16(sizes: Sequence[int]) -> Callable[[], None]:
     halves = [size // 2 for size in sizes]
     columns = {role: random(halves, role) for role in (PARAM, GRAD)}
     columns |= {role: random(sizes, role) for role in (MOMENTUM, VELOCITY)}
-    table, cut = _laid_out(columns, sizes)
+    table, pieces = _laid_out(columns, sizes)
 
     def run(columns=columns) -> None:
-        share(cut.shares, lambda part: _move_halves(table, cut.table, *part))
+        share(pieces.shares, lambda part: _move_halves(table, pieces.table.array, *part))
 
     return run
 
@@ -142,9 +142,9 @@ def bfloat16(sizes: Sequence[int]) -> Callable[[], None]:
 def accumulation(sizes: Sequence[int]) -> Callable[[], None]:
     """Return what moves the 12 bytes per element of adding gradients up."""
     columns = {role: random(sizes, role) for role in (GRAD, ACCUMULATOR)}
-    table, cut = _laid_out(columns, sizes)
+    table, pieces = _laid_out(columns, sizes)
 
     def run(columns=columns) -> None:
-        share(cut.shares, lambda part: _add(table, cut.table, *part))
+        share(pieces.shares, lambda part: _add(table, pieces.table.array, *part))
 
     return run

@@ -67,7 +67,10 @@ def write(
     folder.mkdir()
     try:
         written = folder / "checkpoint"
+        written.touch()
+        mode = written.stat().st_mode  # as the user's umask has it; safetensors is stricter
         _save(contiguous, written, {**metadata, **own})
+        written.chmod(mode)
         _force_to_disk(written)
         os.replace(written, target)
     finally:

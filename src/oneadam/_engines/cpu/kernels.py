@@ -75,13 +75,14 @@ def _row_scalars(scalars, row):
 
 
 @njit
-def _averaged(average, param, s, overwrite):
+def _averaged(param0, average, param, s, overwrite):
     """Return the new average, and what the variable becomes: itself, or the average."""
     if average is None:
         return average, param
     else:
-        average = _moving_average(average, param, s)
-        return average, average if overwrite != 0 else param
+        stored = as_stored(param0, param)
+        average = _moving_average(average, stored, s)
+        return average, average if overwrite != 0 else stored
 
 
 @njit
@@ -140,7 +141,7 @@ def update(
                 _maximum,
             )
             average, param = _averaged(
-                load(average0, AVERAGE, average_at, i), as_stored(param0, param), s, overwrite
+                param0, load(average0, AVERAGE, average_at, i), param, s, overwrite
             )
             store(param0, PARAM, param_at, i, param)
             store(accumulator0, ACCUMULATOR, accumulator_at, i, state0)
@@ -160,6 +161,7 @@ def average(table, scalars, pieces, first, last, param0, average0, overwrite):
         s = _row_scalars(scalars, row)
         for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
             new, param = _averaged(
+                param0,
                 load(average0, AVERAGE, average_at, i),
                 load(param0, PARAM, param_at, i),
                 s,
