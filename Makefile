@@ -21,7 +21,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/oneadam demo $(ARGS)
 
 test: $(VENV)/.installed-all
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.installed-all
 	$(BIN)/ruff check .

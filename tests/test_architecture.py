@@ -21,7 +21,17 @@ TESTS = Path(__file__).parent
 
 # A room may import from the layers above its own in this list, and from itself.
 LAYERS = (
-    ("_rule", "_arguments", "_step", "_interrupts", "_loss_scale", "_exclusions", "checkpoint"),
+    (
+        "_rule",
+        "_arguments",
+        "_dtypes",
+        "_step",
+        "_interrupts",
+        "_loss_scale",
+        "_exclusions",
+        "_warnings",
+    ),
+    ("checkpoint",),
     ("_schedule",),
     ("_serialization",),
     ("schedules",),
@@ -36,7 +46,7 @@ DOORS = LAYERS[-2]
 
 # Which rooms may import what does not come with Python.
 OUTSIDE = {
-    "numpy": {"_plan", "_gradients", "_state", "_engines", "checkpoint", *DOORS, "cli"},
+    "numpy": {"_dtypes", "_plan", "_gradients", "_state", "_engines", "checkpoint", *DOORS, "cli"},
     "numba": {"_engines"},
     "llvmlite": {"_engines"},
     "triton": {"_engines"},

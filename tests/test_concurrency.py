@@ -296,7 +296,9 @@ STEPS = """
 
 
 def test_a_step_when_the_interpreter_is_going_down() -> None:
-    said = processes.run(STEPS + "    step()\n    atexit.register(step)\n    atexit.register(step)\n")
+    said = processes.run(
+        STEPS + "    step()\n    atexit.register(step)\n    atexit.register(step)\n"
+    )
     assert said.split() == ["1", "1", "2", "1", "3", "1"]
 
 
@@ -305,7 +307,9 @@ def test_the_first_step_of_all_when_the_interpreter_is_going_down() -> None:
 
 
 def test_a_step_in_a_thread_that_outlives_the_main_one() -> None:
-    code = STEPS + """
+    code = (
+        STEPS
+        + """
     def later():
         threading.main_thread().join()
         step()
@@ -313,11 +317,14 @@ def test_a_step_in_a_thread_that_outlives_the_main_one() -> None:
     step()
     threading.Thread(target=later).start()
     """
+    )
     assert processes.run(code).split() == ["1", "1", "2", "1"]
 
 
 def test_a_multiprocessing_worker_steps() -> None:
-    code = STEPS + """
+    code = (
+        STEPS
+        + """
     import multiprocessing
     import warnings
     # Python 3.12 warns of any fork of a process that has threads; that it works is the point.
@@ -331,6 +338,7 @@ def test_a_multiprocessing_worker_steps() -> None:
         assert worker.exitcode == 0, worker.exitcode
         step()
     """
+    )
     assert processes.run(code).split() == ["1", "1", "2", "1", "2", "1"]
 
 

@@ -80,7 +80,7 @@ def test_order_and_repetition_do_not_matter() -> None:
 def test_mistakes_are_refused_by_name(
     arguments: dict[str, object], argument: str, error: type[Exception]
 ) -> None:
-    with pytest.raises(error, match=f"^{argument} must be .*got .*Pass for example"):
+    with pytest.raises(error, match=f"^{argument} must be .*received .*Pass for example"):
         Exclusions().extended(**arguments)  # type: ignore[arg-type]
 
 
@@ -109,7 +109,7 @@ def test_a_configuration_survives_strict_json(
     ("config", "error", "message"),
     [
         ([], TypeError, "exclusions must be a dict"),
-        ({"name": ["x"]}, ValueError, "got also .*name"),
+        ({"name": ["x"]}, ValueError, "received also .*name"),
         ({"names": "x"}, TypeError, "names"),
         ({"substrings": [re.compile("x")]}, TypeError, "substrings"),
         ({"patterns": ["x"]}, TypeError, "patterns"),

@@ -243,9 +243,7 @@ def test_damaged_files_are_compiled_again(
     assert copy.loads(), "they stay damaged"
 
 
-def test_folders_in_the_place_of_files_do_no_harm(
-    compiled: tuple[Copy, Step], copy: Copy
-) -> None:
+def test_folders_in_the_place_of_files_do_no_harm(compiled: tuple[Copy, Step], copy: Copy) -> None:
     for name in copy.kept():
         Path(name).unlink()
         Path(name).mkdir()

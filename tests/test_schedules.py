@@ -346,13 +346,13 @@ def test_growth_without_end_is_infinite_rather_than_an_error() -> None:
 
 @pytest.mark.parametrize("step", [-1, -0.5, math.nan])
 def test_a_negative_step_is_refused(step: float) -> None:
-    with pytest.raises(ValueError, match=r"^step must be a number >= 0, got .*Pass"):
+    with pytest.raises(ValueError, match=r"^step must be a number >= 0, received .*Pass"):
         CosineDecay(1, 10)(step)
 
 
 @pytest.mark.parametrize("step", ["3", None, [3], object()])
 def test_a_step_that_is_no_number_is_refused(step: Any) -> None:
-    with pytest.raises(TypeError, match=r"^step must be .*got .*Pass"):
+    with pytest.raises(TypeError, match=r"^step must be .*received .*Pass"):
         CosineDecay(1, 10)(step)
 
 
@@ -441,7 +441,7 @@ REFUSED: list[tuple[Any, str, list[Any], list[Any]]] = [
 def test_a_bad_argument_is_refused_by_name(
     kind: Any, argument: str, value: Any, error: type[Exception]
 ) -> None:
-    with pytest.raises(error, match=rf"^{argument} must be .*got .*Pass") as caught:
+    with pytest.raises(error, match=rf"^{argument} must be .*received .*Pass") as caught:
         make(kind, **{argument: value})
     assert repr(value)[:100] in str(caught.value)
 
@@ -454,7 +454,7 @@ def test_every_argument_has_its_refusals() -> None:
 @pytest.mark.parametrize("boundaries", [[1, 1], [2, 1], [1, 1.0], [0, 3]])
 def test_boundaries_that_do_not_fit_are_refused(boundaries: list[float]) -> None:
     values = [1, 2, 3] if boundaries != [0, 3] else [1, 2]
-    with pytest.raises(ValueError, match=r"^boundaries must .*got "):
+    with pytest.raises(ValueError, match=r"^boundaries must .*received "):
         PiecewiseConstantDecay(boundaries, values)
 
 
@@ -631,12 +631,12 @@ def test_a_class_defined_again_replaces_the_first() -> None:
     "config", [{}, {"class_name": "CosineDecay"}, {"class_name": 3, "config": {}}]
 )
 def test_a_dict_that_is_no_schedule_is_refused(config: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"^config must hold 'class_name'.*got .*Pass"):
+    with pytest.raises(ValueError, match=r"^config must hold 'class_name'.*received .*Pass"):
         deserialize(config)
 
 
 def test_something_that_is_no_dict_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"^config must be a dict, got 'CosineDecay'"):
+    with pytest.raises(TypeError, match=r"^config must be a dict, received 'CosineDecay'"):
         deserialize("CosineDecay")  # type: ignore[arg-type]
 
 

@@ -147,4 +147,6 @@ def shown(value: Any) -> str:
 
 def _refusal(argument: str, rule: str, value: Any, example: str, source: str = "") -> str:
     got = f"{shown(value)} ({type(value).__name__})"
-    return f"{argument} must be {rule}, got {got}{source}. Pass for example {argument}={example}."
+    return (
+        f"{argument} must be {rule}, received {got}{source}. Pass for example {argument}={example}."
+    )

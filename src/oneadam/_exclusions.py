@@ -37,10 +37,10 @@ class Exclusions:
             TypeError: if either is a single str or pattern, or holds anything else than these.
             ValueError: if an entry is empty, which would exempt every variable.
         """
-        exact = [_checked("names", name, (str,)) for name in _items("names", names)]
+        exact = [_checked("names", name, (str,)) for name in entries("names", names)]
         parts = [
             _checked("var_names", part, (str, re.Pattern))
-            for part in _items("var_names", var_names)
+            for part in entries("var_names", var_names)
         ]
         patterns = {part for part in parts if isinstance(part, re.Pattern)}
         return Exclusions(
@@ -70,13 +70,13 @@ class Exclusions:
         unknown = sorted(set(config) - {"names", "substrings", "patterns"})
         if unknown:
             raise ValueError(
-                f"exclusions must hold only names, substrings and patterns, got also {unknown!r}. "
-                "Remove these keys."
+                "exclusions must hold only names, substrings and patterns, received also "
+                f"{unknown!r}. Remove these keys."
             )
-        patterns = [_compiled(entry) for entry in _items("patterns", config.get("patterns", ()))]
+        patterns = [_compiled(entry) for entry in entries("patterns", config.get("patterns", ()))]
         parts = [
             _checked("substrings", part, (str,))
-            for part in _items("substrings", config.get("substrings", ()))
+            for part in entries("substrings", config.get("substrings", ()))
         ]
         return cls().extended(config.get("names", ()), [*parts, *patterns])
 
@@ -92,10 +92,15 @@ def _compiled(entry: Any) -> re.Pattern[str]:
         ) from error
 
 
-def _items(argument: str, entries: Any) -> Iterable[Any]:
-    if isinstance(entries, (str, bytes, re.Pattern, Mapping)) or not hasattr(entries, "__iter__"):
-        raise TypeError(_refusal(argument, "a list, not a single entry", entries))
-    return tuple(entries)
+def entries(argument: str, given: Any) -> tuple[Any, ...]:
+    """Return the entries of a list, having refused what only looks like one."""
+    if (
+        isinstance(given, (str, bytes, re.Pattern, Mapping))
+        or not hasattr(given, "__iter__")
+        or hasattr(given, "dtype")
+    ):
+        raise TypeError(_refusal(argument, "a list, not a single entry", given))
+    return tuple(given)
 
 
 def _checked(argument: str, entry: Any, kinds: tuple[type, ...]) -> Any:
@@ -110,6 +115,6 @@ def _checked(argument: str, entry: Any, kinds: tuple[type, ...]) -> Any:
 
 def _refusal(argument: str, rule: str, value: Any) -> str:
     return (
-        f"{argument} must be {rule}, got {value!r} ({type(value).__name__}). Pass for example "
+        f"{argument} must be {rule}, received {value!r} ({type(value).__name__}). Pass for example "
         "var_names=['bias', re.compile('norm[0-9]+')]; to exempt everything, weight_decay=None."
     )

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from oneadam import _arguments as arguments
+from oneadam._serialization import serializable
 from oneadam.schedules import LearningRateSchedule, deserialize, serialize
 
 LearningRate = float | LearningRateSchedule | Callable[[], Any] | Callable[[int], Any]
@@ -94,7 +94,7 @@ class Hyperparameters:
         if len(given) > 1:
             pairs = ", ".join(f"{clip}={getattr(self, clip)!r}" for clip in given)
             raise ValueError(
-                f"At most one of {', '.join(CLIPS)} may be given, got {pairs}. "
+                f"At most one of {', '.join(CLIPS)} may be given, received {pairs}. "
                 "Set the others to None."
             )
         object.__setattr__(self, "takes_calls", _takes_calls(self.learning_rate))
@@ -155,24 +155,20 @@ def check_compute_dtype(hyperparameters: Hyperparameters, dtype: Any, variable: 
         if value is not None and not smallest <= value <= largest:
             raise ValueError(
                 f"{argument} must be a normal number of {name}, the compute dtype of "
-                f"{variable!r}: from {smallest!r} to {largest!r}, got {value!r}. "
+                f"{variable!r}: from {smallest!r} to {largest!r}, received {value!r}. "
                 "Pass a number in this range."
             )
 
 
 def to_config(hyperparameters: Hyperparameters) -> dict[str, Any]:
-    """Return all arguments as a dict that is valid JSON, with Keras's keys and ours.
-
-    Numbers stay numbers, except that an infinite one, which JSON lacks, becomes the str "inf".
+    """Return all arguments as a dict that JSON takes, with Keras's keys and ours.
 
     Raises:
         ValueError: if an argument is a callable that cannot be written down.
     """
     config: dict[str, Any] = {key: getattr(hyperparameters, key) for key in _CHECKS}
     for key, value in config.items():
-        if isinstance(value, float) and math.isinf(value):
-            config[key] = "inf"
-        elif callable(value):
+        if callable(value):
             config[key] = _written(key, value)
     return config
 
@@ -192,26 +188,23 @@ def from_config(
     """
     if not isinstance(config, Mapping):
         raise TypeError(
-            f"config must be a dict, got {config!r} ({type(config).__name__}). "
+            f"config must be a dict, received {config!r} ({type(config).__name__}). "
             "Pass what get_config() returned."
         )
     values = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
     decay = values.pop("decay", None)
     if decay:
         raise ValueError(
-            f"decay must be 0 or absent, got {decay!r}. "
+            f"decay must be 0 or absent, received {decay!r}. "
             "Use learning_rate=InverseTimeDecay(learning_rate, 1, decay) in its place."
         )
     unknown = sorted(str(key) for key in values if key not in _CHECKS)
     if unknown:
         hint = " Pass config['config']." if "class_name" in unknown else ""
         raise ValueError(
-            f"config must hold no other keys than {', '.join(_CHECKS)}; got also "
+            f"config must hold no other keys than {', '.join(_CHECKS)}; received also "
             f"{', '.join(unknown)}.{hint} Was it made by another optimizer than Adam?"
         )
-    for clip in CLIPS:
-        if values.get(clip) == "inf":
-            values[clip] = math.inf
     if isinstance(values.get("learning_rate"), Mapping):
         values["learning_rate"] = deserialize(values["learning_rate"], custom_objects)
     return Hyperparameters(**values)
@@ -237,8 +230,8 @@ def _beta(argument: str, value: Any) -> Any:
         return arguments.number(argument, value, arguments.BETA)
     if not _accepts(argument, value, 0):
         raise TypeError(
-            f"{argument} must be a number or a callable without arguments, got {value!r}, which "
-            f"needs some. Pass a callable such as `lambda: 0.9`."
+            f"{argument} must be a number or a callable without arguments, received {value!r}, "
+            f"which needs some. Pass a callable such as `lambda: 0.9`."
         )
     return value
 
@@ -276,7 +269,7 @@ def _takes_calls(learning_rate: Any) -> bool:
         takes = "none or one" if none else "neither none nor one"
         raise TypeError(
             "learning_rate must be a number, a schedule, or a callable of either no or one "
-            f"argument, got {learning_rate!r}, which takes {takes}. Wrap it to say which is "
+            f"argument, received {learning_rate!r}, which takes {takes}. Wrap it to say which is "
             "meant: `lambda: f()`, or `lambda calls: f(calls)` for a schedule."
         )
     return one
@@ -286,14 +279,14 @@ def _accepts(argument: str, function: Callable[..., Any], count: int) -> bool:
     """Return whether a callable can be called with this many positional arguments."""
     if isinstance(function, type):
         raise TypeError(
-            f"{argument} must be a number or a callable, got the class {function.__name__}. "
+            f"{argument} must be a number or a callable, received the class {function.__name__}. "
             f"Pass an instance of it, {function.__name__}(...)."
         )
     try:
         signature = inspect.signature(function)
     except ValueError as error:
         raise TypeError(
-            f"{argument} must be a number or a callable whose arguments are known, got "
+            f"{argument} must be a number or a callable whose arguments are known, received "
             f"{function!r}. Wrap it: `lambda: f()`."
         ) from error
     try:
@@ -311,13 +304,13 @@ def _evaluate(argument: str, value: Any, rule: arguments.Rule, given: tuple[int,
 
 
 def _written(argument: str, value: Any) -> dict[str, Any]:
-    if argument == "learning_rate" and hasattr(value, "get_config"):
+    if argument == "learning_rate" and serializable(value):
         return serialize(value)
     instead = "a number"
     if argument == "learning_rate":
         instead += " or a LearningRateSchedule with get_config"
     raise ValueError(
-        f"{argument} must be {instead} to be written into a configuration, got the callable "
+        f"{argument} must be {instead} to be written into a configuration, received the callable "
         f"{value!r}. Make the optimizer with {instead}, or build it in code in place of "
         "from_config."
     )

@@ -84,7 +84,7 @@ def _boundaries(argument: str, values: Any) -> tuple[float, ...]:
     for i, (earlier, later) in enumerate(itertools.pairwise(boundaries)):
         if not earlier < later:
             raise ValueError(
-                f"{argument} must increase strictly, got {earlier!r} before {later!r} at "
+                f"{argument} must increase strictly, received {earlier!r} before {later!r} at "
                 f"{argument}[{i}]. Sort them, with their values, and drop the repeated ones."
             )
     return boundaries

@@ -45,8 +45,8 @@ def serialize(schedule: Any) -> dict[str, Any]:
     kind = type(schedule)
     if not serializable(schedule):
         raise TypeError(
-            f"schedule must have get_config and from_config, got {schedule!r} ({kind.__name__}). "
-            "Make it a subclass of oneadam.schedules.LearningRateSchedule."
+            f"schedule must have get_config and from_config, received {schedule!r} "
+            f"({kind.__name__}). Make it a subclass of oneadam.schedules.LearningRateSchedule."
         )
     module = KERAS if ALIASES.get(kind.__module__) else kind.__module__
     built_in = module in (KERAS, BUILT_IN)
@@ -92,13 +92,13 @@ def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | N
     """
     if not isinstance(config, Mapping):
         raise TypeError(
-            f"config must be a dict, got {config!r} ({type(config).__name__}). "
+            f"config must be a dict, received {config!r} ({type(config).__name__}). "
             "Pass what serialize(schedule) returned."
         )
     arguments, name = config.get("config"), config.get("class_name")
     if not isinstance(arguments, Mapping) or not isinstance(name, str):
         raise ValueError(
-            "config must hold 'class_name', a str, and 'config', a dict, got "
+            "config must hold 'class_name', a str, and 'config', a dict, received "
             f"{dict(config)!r}. Pass what serialize(schedule) returned; a function that Keras "
             "stored in place of a schedule cannot be read: put a number or a schedule there."
         )
@@ -113,7 +113,7 @@ def _custom(config: Mapping[str, Any], custom_objects: Mapping[str, Any]) -> Any
         kind = custom_objects[key]
         if not isinstance(kind, type) or not callable(getattr(kind, "from_config", None)):
             raise TypeError(
-                f"custom_objects[{key!r}] must be a class with from_config, got {kind!r} "
+                f"custom_objects[{key!r}] must be a class with from_config, received {kind!r} "
                 f"({type(kind).__name__}). Pass the schedule's class, not an instance."
             )
         return kind
@@ -139,7 +139,7 @@ def _imported(config: Mapping[str, Any]) -> type[LearningRateSchedule]:
         return next(iter(fitting.values()))
     found = f"{len(fitting)} imported classes fit: {sorted(fitting)}" if fitting else "none fits"
     raise ValueError(
-        f"class_name must name one schedule, got {name!r} of module {module!r}, and {found}. "
+        f"class_name must name one schedule, received {name!r} of module {module!r}, and {found}. "
         f"Import the module that defines the class, or pass custom_objects={{{name!r}: {name}}}."
     )
 

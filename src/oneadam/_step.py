@@ -83,7 +83,7 @@ class Step(NamedTuple):
     def _of_number(cls, step: Any) -> Step:
         if not step >= 0:
             raise ValueError(
-                f"step must be a number >= 0, got {step!r}. Pass the number of calls so far."
+                f"step must be a number >= 0, received {step!r}. Pass the number of calls so far."
             )
         last = min(step, LAST_STEP)
         if isinstance(step, numbers.Integral):
@@ -154,6 +154,6 @@ def _namespace(step: Any) -> Any:
         if name is not None:
             return sys.modules[name]
     raise TypeError(
-        f"step must be a number, or an array or tensor with one, got {step!r} "
+        f"step must be a number, or an array or tensor with one, received {step!r} "
         f"({type(step).__name__}). Pass the number of calls so far, for example 100."
     )

@@ -120,7 +120,7 @@ class PiecewiseConstantDecay(LearningRateSchedule):
         normalise(self)
         if len(self.boundaries) != len(self.values) - 1:
             raise ValueError(
-                "boundaries must number one less than values, got "
+                "boundaries must number one less than values, received "
                 f"{len(self.boundaries)} boundaries and {len(self.values)} values. "
                 "Pass a value for before, between and after the boundaries."
             )

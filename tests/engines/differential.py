@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from itertools import product
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -217,8 +216,10 @@ def _reach(before: Buffers, s: Scalars, case: Case) -> dict[str, np.ndarray]:
         grad = zero if wide.grad is None else np.abs(wide.grad)
         grad = grad + (zero if wide.accumulator is None else np.abs(wide.accumulator))
         grad = grad * s.grad_scale * s.grad_scale_power
-        step = s.step_size * (np.abs(wide.momentum) + grad) / (
-            np.sqrt(np.abs(wide.velocity) * (1 - s.one_minus_beta_2)) + s.epsilon
+        step = (
+            s.step_size
+            * (np.abs(wide.momentum) + grad)
+            / (np.sqrt(np.abs(wide.velocity) * (1 - s.one_minus_beta_2)) + s.epsilon)
         )
         param = np.abs(wide.param) + np.where(np.isfinite(step), step, 0.0)
         average = param if wide.average is None else np.maximum(np.abs(wide.average), param)

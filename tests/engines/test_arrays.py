@@ -36,9 +36,7 @@ def with_numpy(buffers: Buffers, s: Scalars, options: Options) -> Buffers:
         return arrays.update(buffers, s, options, np)
 
 
-def through(
-    convert: Callable[[Any], Any], back: Callable[[Any], np.ndarray], xp: Any
-) -> Engine:
+def through(convert: Callable[[Any], Any], back: Callable[[Any], np.ndarray], xp: Any) -> Engine:
     """The array engine under a namespace whose arrays NumPy's are converted to and from."""
 
     def engine(buffers: Buffers, s: Scalars, options: Options) -> Buffers:

@@ -30,9 +30,7 @@ def norms(
         rows.append(Buffers(np.zeros(shape, dtype), grad, accumulator, state, state, None, None))
     host = hosts.made(rows)
     options = Options(loss_scale=loss_scale)
-    return host.norms(
-        hosts.seen(host, rows), options, accumulated=accumulators is not None
-    )
+    return host.norms(hosts.seen(host, rows), options, accumulated=accumulators is not None)
 
 
 def exact(numbers: np.ndarray) -> float:
@@ -67,8 +65,8 @@ def test_all_magnitudes_of_float32_in_one_tensor(dtype: str, layout) -> None:
     "numbers",
     [
         [1e200, 3e200], [1e-200, 2e-200], [1e200, 1e-200, 1.0], [5e-324], [5e-324] * 1000,
-        [1e308] * 100, [1.7e308, 1.7e308], [1e154] * 3, [1e-154] * 3, [1e-162, 1e-140], [1e-320, 1e-300],
-        [1e150] * 4000, [1e-141] * 3, [0.0, 0.0], [],
+        [1e308] * 100, [1.7e308, 1.7e308], [1e154] * 3, [1e-154] * 3, [1e-162, 1e-140],
+        [1e-320, 1e-300], [1e150] * 4000, [1e-141] * 3, [0.0, 0.0], [],
     ],
     ids=lambda numbers: f"{numbers[:2]}x{len(numbers)}",
 )  # fmt: skip

@@ -89,7 +89,9 @@ def by_blocks(numbers: np.ndarray, dtype: str) -> np.ndarray:
 def by_stepping(numbers: np.ndarray, dtype: str) -> np.ndarray:
     """Through a step: a float32 step onto a variable of zero gives minus the step."""
     zeros = np.zeros(numbers.shape, np.float32)
-    row = Buffers(zeros.astype(DTYPES[dtype]), zeros, None, numbers.copy(), zeros.copy(), None, None)
+    row = Buffers(
+        zeros.astype(DTYPES[dtype]), zeros, None, numbers.copy(), zeros.copy(), None, None
+    )
     s = scalars(decays=False, one_minus_beta_1=0.0, step_size=-1.0, epsilon=1.0)
     return hosts.update([row], s, Options())[0].param
 
@@ -172,8 +174,10 @@ def _away_from_zero(numbers: np.ndarray, dtype: str) -> np.ndarray:
 def _carrying_nan(numbers: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "float16":
         return np.where(np.isnan(numbers), np.float16(np.inf), rounded_by_numpy(numbers, dtype))
-    return ((_bits(numbers) + 0x7FFF + (_bits(numbers) >> 16 & 1)) >> 16).astype(np.uint16).view(
-        ml_dtypes.bfloat16
+    return (
+        ((_bits(numbers) + 0x7FFF + (_bits(numbers) >> 16 & 1)) >> 16)
+        .astype(np.uint16)
+        .view(ml_dtypes.bfloat16)
     )
 
 

@@ -95,8 +95,14 @@ class Host:
             computed: Table(np.zeros((len(names), len(Scalars._fields)), computed))
             for computed in {compute_dtype(param.dtype).name for param in buffers.param}
         }
-        for column, arrays in enumerate(buffers):
-            if arrays is not None and column not in (layout.PARAM, layout.GRAD):
+        for column, arrays in (
+            (layout.ACCUMULATOR, buffers.accumulator),
+            (layout.MOMENTUM, buffers.momentum),
+            (layout.VELOCITY, buffers.velocity),
+            (layout.VELOCITY_MAX, buffers.velocity_max),
+            (layout.AVERAGE, buffers.average),
+        ):
+            if arrays is not None:
                 self._table.array[:, column] = [array.ctypes.data for array in arrays]
         self._sight = Sight(buffers.param, names)
         self._sizes = np.array([param.size for param in buffers.param], np.int64)
@@ -191,6 +197,7 @@ class Host:
                     launch.state(self._buffers.average is not None),
                     launch.state(options.decays),
                     launch.scalar(options.loss_scale),
+                    # An infinite limit changes nothing, and saves a kernel without one.
                     launch.scalar(math.inf if options.limit is None else options.limit),
                     ("int64", options.overwrite),
                 ),

@@ -1,14 +1,15 @@
-"""Where the variables and gradients of a call lie, and which of them the kernels can read."""
+"""What a call finds out about its variables and gradients: places, formats, overlaps."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oneadam._engines.cpu.formats import FORMATS
+from oneadam._engines.cpu.formats import C_TYPES, FORMATS
 from oneadam._engines.cpu.inspection import LOOK_CLOSER, Inspector
 
 Array = NDArray[Any]
@@ -19,7 +20,7 @@ Int64s = NDArray[np.int64]
 ABSENT = len(FORMATS)
 """The format of a gradient that is not there."""
 
-_ITEM_BYTES = np.array([np.dtype(name).itemsize if name != "bfloat16" else 2 for name in FORMATS])
+_ITEM_BYTES = np.array([ctypes.sizeof(C_TYPES[name]) for name in FORMATS])
 
 
 class Gradients(NamedTuple):

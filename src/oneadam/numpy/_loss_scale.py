@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,6 +14,7 @@ from oneadam import _arguments as arguments
 from oneadam import _interrupts, _loss_scale, checkpoint
 from oneadam._arguments import Rule
 from oneadam._loss_scale import LossScale
+from oneadam._warnings import warn
 from oneadam.numpy import _saved
 from oneadam.numpy._adam import Adam
 
@@ -117,11 +117,10 @@ class LossScaleOptimizer:
 
     def _warn_of_skips(self) -> None:
         if self._state.skipped_in_a_row == _loss_scale.SKIPS_BEFORE_WARNING:
-            warnings.warn(
+            warn(
                 f"{self._state.skipped_in_a_row} calls in a row had an inf or NaN in a gradient and"
                 f" were skipped; the loss scale has come down to {self._state.scale}. The model"
-                " itself is likely to give NaN",
-                stacklevel=3,
+                " itself is likely to give NaN"
             )
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> None:
@@ -198,7 +197,7 @@ class LossScaleOptimizer:
         cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
     ) -> LossScaleOptimizer:
         """Return an optimizer with the configuration of another; see `Adam.from_config`."""
-        rest = dict(config)
+        rest = dict(config) if isinstance(config, Mapping) else {}
         inner = rest.pop("inner_optimizer", None)
         if not isinstance(inner, Mapping):
             raise TypeError(
@@ -208,6 +207,12 @@ class LossScaleOptimizer:
         if "class_name" in inner:  # as Keras writes it
             inner = inner["config"]
             rest = {key: value for key, value in rest.items() if key in _ARGUMENTS}
+        unknown = sorted(set(rest) - set(_ARGUMENTS))
+        if unknown:
+            raise ValueError(
+                f"config must hold no other keys than inner_optimizer, {', '.join(_ARGUMENTS)},"
+                f" received also {unknown}; pass what get_config() returned"
+            )
         return cls(Adam.from_config(inner, custom_objects), **rest)
 
     def state_dict(self) -> dict[str, Array]:

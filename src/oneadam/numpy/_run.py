@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneadam import _gradients, _interrupts, _plan, _state
+from oneadam import _exclusions, _gradients, _interrupts, _plan, _state
 from oneadam import _hyperparameters as hyper
 from oneadam._dtypes import compute_dtype
 from oneadam._engines import Options
@@ -18,6 +17,7 @@ from oneadam._engines.sight import Gradients
 from oneadam._exclusions import Exclusions
 from oneadam._hyperparameters import Hyperparameters, Rates
 from oneadam._plan import Call, Counters
+from oneadam._warnings import warn
 from oneadam.numpy import _variables
 from oneadam.numpy._model import Model
 
@@ -69,6 +69,12 @@ class Run:
         exclusions = self._exclusions.extended(
             names=[_variables.name_of(array, named) for array in self._excluded_arrays]
         )
+        unknown = sorted(set(exclusions.names) - named.keys())
+        if unknown:
+            raise ValueError(
+                "var_list of exclude_from_weight_decay must hold variables of the optimizer,"
+                f" received the names {unknown}, which are none; parts of names go into var_names"
+            )
         slots = _state.array_slots(self.hyperparameters)
         self.model = Model(variables, slots, exclusions.covers)
         self._exclusions, self._excluded_arrays = exclusions, []
@@ -82,13 +88,15 @@ class Run:
                 "exclude_from_weight_decay must be called before build, received a call after it;"
                 " call it right after making the optimizer"
             )
-        listed = [] if var_list is None else list(var_list)
+        listed = _exclusions.entries("var_list", () if var_list is None else var_list)
         names = [variable for variable in listed if isinstance(variable, str)]
-        arrays = [
-            _variables.check_variable("in var_list", variable)
-            for variable in listed
-            if not isinstance(variable, str)
-        ]
+        arrays = [variable for variable in listed if not isinstance(variable, str)]
+        for variable in arrays:
+            if not isinstance(variable, np.ndarray):
+                raise TypeError(
+                    "var_list must hold variables or their names, received"
+                    f" {type(variable).__name__}; pass for example [model['bias'], 'norm/scale']"
+                )
         self._exclusions = self._exclusions.extended(
             names=names, var_names=() if var_names is None else var_names
         )
@@ -133,10 +141,7 @@ class Run:
             )
         self._warned_of.add(missing)
         names = [self.built().names[row] for row in missing]
-        warnings.warn(
-            f"{len(names)} variables have no gradient and sit this call out: {_listed(names)}",
-            stacklevel=4,
-        )
+        warn(f"no gradient in this call, which leaves them as they are, for: {_listed(names)}")
 
     def _act(
         self,
@@ -268,6 +273,11 @@ class Run:
         cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None
     ) -> Run:
         """Return a run with the configuration of another, of any door or of Keras."""
+        if not isinstance(config, Mapping):
+            raise TypeError(
+                f"config must be a dict, received {config!r} ({type(config).__name__}); pass what"
+                " get_config() returned"
+            )
         arguments = dict(config)
         excluded = arguments.pop("exclude_from_weight_decay", None)
         exclusions = Exclusions() if excluded is None else Exclusions.from_config(excluded)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from oneadam import _interrupts, _state, checkpoint
 from oneadam._hyperparameters import Hyperparameters, with_learning_rate
 from oneadam._plan import Counters
+from oneadam._warnings import warn
 from oneadam.numpy._run import Run
 
 Array = NDArray[Any]
@@ -104,7 +104,7 @@ def _report(matched: _state.Matched) -> None:
         if names
     ]
     if told:
-        warnings.warn("; ".join(told), stacklevel=4)
+        warn("; ".join(told))
 
 
 def metadata(run: Run) -> dict[str, str]:
@@ -114,8 +114,8 @@ def metadata(run: Run) -> dict[str, str]:
         for name, array in run.built().variables.items()
     }
     told = {"optimizer": run.hyperparameters.name, "variables": json.dumps(variables)}
-    # A function in place of a number cannot be written down; the state is whole without it.
-    with suppress(ValueError):
+    # Some functions and schedules cannot be written down; the state is whole without them.
+    with suppress(ValueError, TypeError, NotImplementedError):
         told["config"] = json.dumps(run.config())
     return told
 

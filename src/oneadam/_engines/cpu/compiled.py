@@ -34,6 +34,8 @@ _KERNELS = "oneadam._engines.cpu.kernels"
 _OBJECTS = "oneadam._engines.cpu.objects"
 _MODULES = {"inspect": _OBJECTS}
 """Where each kernel stands, if not with the others."""
+_KEEP_LOCK = ("inspect",)
+"""The kernels that read Python's objects, which nobody may change meanwhile."""
 
 _HERE = Path(__file__).parent
 _SOURCES = {
@@ -67,34 +69,31 @@ def _read_sources() -> dict[str, bytes]:
 _TEXTS = _read_sources()
 
 
-def compiled(
-    kernel: str, parameters: tuple[str, ...], *, keeps_lock: bool = False
-) -> Callable[..., int]:
+def compiled(kernel: str, parameters: tuple[str, ...]) -> Callable[..., int]:
     """Return a kernel, specialised to kinds of parameters, as a function of Python numbers.
 
     Args:
         kernel: its name.
         parameters: the kind of each parameter, a key of `formats.C_TYPES`.
-        keeps_lock: keep the interpreter's lock while it runs.
     """
     function = _known.get((kernel, parameters))
     if function is None:
         with _lock:
             function = _known.get((kernel, parameters))
             if function is None:
-                function = _made(kernel, parameters, keeps_lock)
+                function = _made(kernel, parameters)
                 _known[kernel, parameters] = function
     return function
 
 
-def _made(kernel: str, parameters: tuple[str, ...], keeps_lock: bool) -> Callable[..., int]:
+def _made(kernel: str, parameters: tuple[str, ...]) -> Callable[..., int]:
     path = _path(kernel, parameters)
     machine = None if path is None else _load(path)
     if machine is None:
         machine = _compile(kernel, parameters)
         if path is not None and _is_what_was_read():
             _save(path, machine)
-    prototype = ctypes.PYFUNCTYPE if keeps_lock else ctypes.CFUNCTYPE
+    prototype = ctypes.PYFUNCTYPE if kernel in _KEEP_LOCK else ctypes.CFUNCTYPE
     # By Numba's convention the addresses of a result and of an error come first.
     place = ctypes.c_void_p * 1
     types = [ctypes.c_void_p, ctypes.c_void_p, *(C_TYPES[kind] for kind in parameters)]

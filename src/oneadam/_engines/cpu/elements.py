@@ -20,8 +20,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from oneadam._engines.cpu.formats import ABSENT_KIND
-
-ROLES = 8
+from oneadam._engines.cpu.layout import COLUMNS
 
 KERNEL = {
     "nogil": True,
@@ -73,7 +72,7 @@ def _role(role) -> int:
 def _separate(builder, instruction, role: int) -> None:
     module = builder.module
     domain = module.add_metadata(["oneadam"])
-    scopes = [module.add_metadata([f"oneadam.{i}", domain]) for i in range(ROLES)]
+    scopes = [module.add_metadata([f"oneadam.{i}", domain]) for i in range(COLUMNS)]
     others = [scope for i, scope in enumerate(scopes) if i != role]
     instruction.set_metadata("alias.scope", module.add_metadata([scopes[role]]))
     instruction.set_metadata("noalias", module.add_metadata(others))

@@ -1,4 +1,4 @@
-"""Where arrays lie in memory, for thousands of them in a few microseconds.
+"""Reading addresses and formats out of array objects, thousands in a few microseconds.
 
 Asking NumPy from Python for one address takes longer than updating a small array. So a kernel
 reads the fields of the array objects, whose layout NumPy's C API publishes (`PyArrayObject`,
@@ -75,8 +75,7 @@ class Inspector:
 
     def _run(self) -> None:
         self.formats.fill(LOOK_CLOSER)
-        # The interpreter's lock is kept, so that no array changes while it is read.
-        kernel = compiled("inspect", _PARAMETERS, keeps_lock=True)
+        kernel = compiled("inspect", _PARAMETERS)
         kernel(*self._arguments, len(FORMATS), _dtypes("ml_dtypes" in sys.modules).ctypes.data)
 
 
