@@ -86,9 +86,14 @@ BORDERS: dict[str, list[Any]] = {
 }
 
 
+def without_address(value: Any) -> str:
+    """What a value looks like in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
 def cases(table: dict[str, list[Any]]) -> list[Any]:
     return [
-        pytest.param(argument, value, id=f"{argument}-{value!r}")
+        pytest.param(argument, value, id=f"{argument}-{without_address(value)}")
         for argument, values in table.items()
         for value in values
     ]
