@@ -2,16 +2,19 @@
 
 import doctest
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import processes
 import pytest
 
 import oneadam
 
 PACKAGE = Path(oneadam.__file__).parent
+README = Path(__file__).parent.parent / "README.md"
 SCRIPTS = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 DOORS_OF_FRAMEWORKS = ("torch", "jax", "keras")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -53,3 +56,18 @@ def test_example_scripts_run(script):
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout
+
+
+def test_the_code_in_the_readme_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        run = subprocess.run(
+            [sys.executable, "-W", "error", "-c", block],
+            cwd=tmp_path,
+            env=processes.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (run.returncode, run.stderr) == (0, "")
