@@ -51,6 +51,10 @@ class Scalars(NamedTuple):
     epsilon: Any
     one_minus_ema_momentum: Any
     decay: Any
+    kept_1: Any = 1.0
+    compared_1: Any = 1.0
+    kept_2: Any = 1.0
+    compared_2: Any = 1.0
 
 
 def plan_call(hyperparameters: Hyperparameters, counters: Counters) -> Call:
@@ -103,6 +107,8 @@ def scalars(
     decay = (hyperparameters.weight_decay or 0.0) * rates.learning_rate
     epsilon = hyperparameters.epsilon
     grad_scale, grad_scale_power = split(grad_scales)
+    kept_1, compared_1 = _weights(rates.beta_1)
+    kept_2, compared_2 = _weights(rates.beta_2)
     return Scalars(
         grad_scale=grad_scale,
         grad_scale_power=grad_scale_power,
@@ -112,7 +118,16 @@ def scalars(
         epsilon=epsilon if hyperparameters.epsilon_hat else epsilon * root_of_correction_2,
         one_minus_ema_momentum=np.where(averaged, 1.0 - hyperparameters.ema_momentum, 1.0),
         decay=np.where(decayed, decay, 0.0),
+        kept_1=kept_1,
+        compared_1=compared_1,
+        kept_2=kept_2,
+        compared_2=compared_2,
     )
+
+
+def _weights(beta: float) -> tuple[float, float]:
+    """Return what is kept of a moment, and what of it the gradient is compared with."""
+    return (1.0, 1.0) if beta >= 0.5 else (beta, 0.0)
 
 
 def _bias_correction(beta: float, steps: Int64s) -> Float64s:

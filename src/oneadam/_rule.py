@@ -41,16 +41,20 @@ def clip(grad, limit, s, maximum, minimum):
 
 def adam(param, grad, momentum, velocity, velocity_max, decay, s, sqrt, maximum):
     """Decay the parameter and take Adam's step (steps 5 and 6)."""
-    momentum = momentum + (grad - momentum) * s.one_minus_beta_1
-    velocity = velocity + (grad * grad - velocity) * s.one_minus_beta_2
+    # For betas from one half on, `kept` and `compared` are 1. Below, they are beta and 0: there the
+    # difference to a much larger moment would lose the gradient, and the plain weights are exact.
+    momentum = momentum * s.kept_1 + (grad - momentum * s.compared_1) * s.one_minus_beta_1
+    velocity = velocity * s.kept_2 + (grad * grad - velocity * s.compared_2) * s.one_minus_beta_2
     if velocity_max is None:
         largest = velocity
     else:
         velocity_max = maximum(velocity_max, velocity)
         largest = velocity_max
+    step = s.step_size * momentum / (sqrt(largest) + s.epsilon)
     if decay is not None:
-        param = param - param * decay
-    param = param - s.step_size * momentum / (sqrt(largest) + s.epsilon)
+        # Taken off together, so that the parameter is rounded once.
+        step = param * decay + step
+    param = param - step
     return param, momentum, velocity, velocity_max
 
 

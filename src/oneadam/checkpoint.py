@@ -7,6 +7,7 @@ among them are this module's own. It is written atomically and read without exec
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import platform
 import secrets
@@ -59,7 +60,7 @@ def write(
             f"metadata must not use the names {sorted(own)}, received {sorted(metadata)};"
             " choose others"
         )
-    target = Path(path)
+    target = Path(os.path.realpath(path))  # a link stays, and what it points to is replaced
     _remove_leftovers(target)
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     # A folder, because safetensors leaves temporary files of its own where it is stopped.
@@ -138,7 +139,9 @@ def _check_format(metadata: Mapping[str, str], path: str | os.PathLike[str]) -> 
 
 
 def _prefix(target: Path) -> str:
-    return f".{target.name}.{platform.node()}."
+    # Of a short and certain length, for names may be as long as a file system allows.
+    name = hashlib.sha256(target.name.encode()).hexdigest()[:16]
+    return f".{name}.{platform.node()[:64]}."
 
 
 def _remove_leftovers(target: Path) -> None:

@@ -135,7 +135,8 @@ class Host:
     def norms(self, gradients: Gradients, options: Options, *, accumulated: bool) -> Float64s:
         """Return the norm of each variable's unscaled gradient, or of its window's sum.
 
-        A norm is finite if and only if all its elements are. Without a gradient it is that of
+        A norm is finite if and only if all its elements are, save that a norm may be too large
+        for float64 itself. Without a gradient it is that of
         the sum so far, or 0.
         """
         which = np.ones(len(self._wide), np.bool_) if accumulated else gradients.present

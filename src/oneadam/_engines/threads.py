@@ -10,6 +10,8 @@ from contextlib import suppress
 from threading import Condition, Lock
 from typing import TypeVar
 
+from oneadam import _arguments as arguments
+
 Work = TypeVar("Work")
 
 
@@ -87,11 +89,7 @@ def set_num_threads(n: int) -> None:
         2
     """
     global _pool
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"n must be an int >= 1, received {n!r} of type {type(n).__name__}")
-    if n < 1:
-        raise ValueError(f"n must be an int >= 1, received {n}; 1 is the calling thread alone")
-    old, _pool = _pool, _Pool(n)
+    old, _pool = _pool, _Pool(arguments.count("n", n))
     old.close()
 
 

@@ -65,6 +65,8 @@ class Adam:
         True
     """
 
+    __slots__ = ("__weakref__", "_run")
+
     def __init__(
         self,
         learning_rate: Any = 0.001,

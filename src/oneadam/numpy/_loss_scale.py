@@ -29,6 +29,28 @@ _SAVED = {
 """The names in saved state, and what they are of `LossScale`."""
 
 
+def _without_keras(
+    inner: Mapping[str, Any], rest: dict[str, Any]
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Return what matters of a configuration that Keras wrote, where nothing else is set."""
+    if inner["class_name"] not in ("Adam", "AdamW") or not isinstance(inner.get("config"), Mapping):
+        raise ValueError(
+            "inner_optimizer must be the configuration of an Adam or AdamW, received that of"
+            f" {inner['class_name']!r} with config {inner.get('config')!r}"
+        )
+    ours = {key: value for key, value in rest.items() if key in _ARGUMENTS}
+    # The wrapper's own copies of an optimizer's arguments, which do nothing where they are unset.
+    others = {key: value for key, value in rest.items() if key not in _ARGUMENTS}
+    unset = {"name": others.get("name"), "ema_momentum": others.get("ema_momentum")}
+    set_by_hand = sorted(key for key, value in others.items() if value and key not in unset)
+    if set_by_hand:
+        raise ValueError(
+            f"config must set {', '.join(set_by_hand)} in inner_optimizer, received it for the loss"
+            " scale around that; move it there"
+        )
+    return inner["config"], ours
+
+
 def _scales(least: float) -> Rule:
     most = _loss_scale.MAXIMUM_SCALE
     return Rule(f"a number from {least} to 2**127", lambda scale: least <= scale <= most, "2**15")
@@ -61,6 +83,8 @@ class LossScaleOptimizer:
         (16384.0, 1)
     """
 
+    __slots__ = ("__weakref__", "_growth_steps", "_initial", "_inner", "_minimum", "_state")
+
     def __init__(
         self,
         inner_optimizer: Adam,
@@ -74,11 +98,17 @@ class LossScaleOptimizer:
                 "inner_optimizer must be an oneadam.numpy.Adam, received"
                 f" {type(inner_optimizer).__name__}; wrap the optimizer itself"
             )
-        factor = inner_optimizer._run.hyperparameters.loss_scale_factor
+        hyperparameters = inner_optimizer._run.hyperparameters
+        factor = hyperparameters.loss_scale_factor
         if factor is not None:
             raise ValueError(
                 "inner_optimizer must have loss_scale_factor=None, for the loss is scaled here,"
                 f" received {factor}; leave it out"
+            )
+        if hyperparameters.on_nonfinite == "raise":
+            raise ValueError(
+                'inner_optimizer must not have on_nonfinite="raise", for a dynamic loss scale skips'
+                " such calls, received it; leave it out"
             )
         self._minimum = arguments.number("minimum_scale", minimum_scale, _scales(2.0**-126))
         self._initial = arguments.number("initial_scale", initial_scale, _scales(self._minimum))
@@ -205,8 +235,7 @@ class LossScaleOptimizer:
                 f" {inner!r}; pass what get_config() returned"
             )
         if "class_name" in inner:  # as Keras writes it
-            inner = inner["config"]
-            rest = {key: value for key, value in rest.items() if key in _ARGUMENTS}
+            inner, rest = _without_keras(inner, rest)
         unknown = sorted(set(rest) - set(_ARGUMENTS))
         if unknown:
             raise ValueError(

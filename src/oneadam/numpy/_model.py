@@ -76,6 +76,12 @@ class Model:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        # Buffers that came beside a pickle may be read-only, and the state is ours to write.
+        for slot, column in self.state.items():
+            self.state[slot] = [np.require(array, requirements=["C", "A", "W"]) for array in column]
+        self.updates = np.require(self.updates, requirements="W")
+        self.in_window = np.require(self.in_window, requirements="W")
+        self.averaged = np.require(self.averaged, requirements="W")
         self._prepare()
 
     @property
@@ -157,7 +163,8 @@ class Model:
 
     @staticmethod
     def _listed(grads: Any, variables: Any, takes_flat_lists: bool, count: int) -> list[Any]:
-        if takes_flat_lists and isinstance(grads, (list, tuple)) and len(grads) == count:
+        is_flat = takes_flat_lists or len(variables) != count
+        if is_flat and isinstance(grads, (list, tuple)) and len(grads) == count:
             return list(grads)
         return _variables.in_structure(grads, variables)
 
@@ -202,6 +209,8 @@ class Model:
         """Return the moving averages of variables, or of all, by name, where they have one."""
         if variables is None:
             rows = list(range(len(self.names)))
+        elif isinstance(variables, (str, np.ndarray)):
+            rows = [self.row(variables)]
         else:
             rows = [self.row(variable) for _, variable in _variables.leaves(variables)]
         averages = self.state.get(_state.AVERAGE, [])

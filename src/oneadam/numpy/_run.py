@@ -109,8 +109,11 @@ class Run:
         if isinstance(grads, (Mapping, list, tuple)) and not grads:
             return
         if variables is not None and self.model is None:
-            self.build(variables)
-        self._check_trained()
+            with self._built_for_good():
+                self.build(variables)
+                self.take(grads, variables, loss_scale, on_nonfinite)
+            return
+        self.check_trained()
         model = self.built()
         arrays = _variables.as_arrays(model.in_order(grads, variables), model.names)
         if not arrays:
@@ -124,7 +127,7 @@ class Run:
         """Close an incomplete accumulation window, if there is one."""
         if not self.counters.accumulated_calls:
             return
-        self._check_trained()
+        self.check_trained()
         call = _plan.plan_flush(self.hyperparameters, self.counters)
         none: list[Array | None] = [None] * len(self.built().names)
         self._act(none, call, None, self.hyperparameters.on_nonfinite)
@@ -139,9 +142,9 @@ class Run:
                 "grads must have a gradient for at least one variable, received None for every"
                 " one; check that the loss depends on the variables"
             )
-        self._warned_of.add(missing)
         names = [self.built().names[row] for row in missing]
         warn(f"no gradient in this call, which leaves them as they are, for: {_listed(names)}")
+        self._warned_of.add(missing)
 
     def _act(
         self,
@@ -204,7 +207,23 @@ class Run:
         model.update(gradients, participants, scalars, options)
         self._scaling = scaling
 
-    def _check_trained(self) -> None:
+    @contextmanager
+    def _built_for_good(self) -> Iterator[None]:
+        """Let a build inside the block be undone where the block fails."""
+        before = self._exclusions, list(self._excluded_arrays)
+        try:
+            yield
+        except BaseException:
+            self.model = None
+            self._exclusions, self._excluded_arrays = before
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.check_trained()
+        return vars(self)
+
+    def check_trained(self) -> None:
+        """Refuse to go on while the variables hold their averages."""
         if self._holds_averages:
             raise RuntimeError(
                 "inside averaged() the optimizer must be left alone, received a call of it there;"
@@ -213,7 +232,7 @@ class Run:
 
     def finalize(self, variables: Any) -> None:
         """Set variables, or all, to their moving averages where they have one."""
-        self._check_trained()
+        self.check_trained()
         model = self.built()
         model.check_variables()
         with _interrupts.held_back():
@@ -223,7 +242,7 @@ class Run:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Let the variables hold their moving averages for a block."""
-        self._check_trained()
+        self.check_trained()
         model = self.built()
         model.check_variables()
         averages = model.averages(None)

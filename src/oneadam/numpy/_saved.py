@@ -51,6 +51,7 @@ def restoring(
         keep_learning_rate: keep the configured learning rate.
         also: further state of the optimizer's own that is wanted.
     """
+    run.check_trained()
     model, name = run.built(), run.hyperparameters.name
     saved = dict(saved)
     own = [*Counters._fields, *also]
@@ -62,13 +63,20 @@ def restoring(
     wanted = model.wanted() | {f"{name}/{key}" for key in own}
     matched = _state.match(slots, wanted, saved)
     found = {key: matched.found[f"{name}/{key}"] for key in own if f"{name}/{key}" in matched.found}
-    counters = _counters(name, found, accumulates=model.accumulates)
+    counters = _counters(found, accumulates=model.accumulates)
     hyperparameters = run.hyperparameters
     if "learning_rate" in found:
         hyperparameters = with_learning_rate(hyperparameters, float(found["learning_rate"]))
+    arrays = matched.found
+    if any(name.endswith(f"/{_state.ACCUMULATOR}") for name in matched.afresh):
+        # Without all of its sums a window is begun anew.
+        counters = counters._replace(accumulated_calls=0)
+        window = (f"/{_state.ACCUMULATOR}", f"/{_state.IN_WINDOW}")
+        arrays = {key: array for key, array in arrays.items() if not key.endswith(window)}
+    _check_counts(arrays)
     _report(matched)
     return Restoring(
-        matched.found,
+        arrays,
         counters,
         hyperparameters,
         {key: found[key] for key in also if key in found},
@@ -82,16 +90,18 @@ def restore(run: Run, restoring: Restoring) -> None:
         run.counters, run.hyperparameters = restoring.counters, restoring.hyperparameters
 
 
-def _counters(name: str, found: Mapping[str, Array], *, accumulates: bool) -> Counters:
-    numbers = {key: int(found[key]) for key in Counters._fields}
-    for key, number in numbers.items():
-        if number < 0:
-            raise ValueError(
-                f"{name}/{key} must be >= 0, received {number}; the saved state is damaged, and"
-                " nothing was loaded"
-            )
-    counters = Counters(**numbers)
+def _counters(found: Mapping[str, Array], *, accumulates: bool) -> Counters:
+    counters = Counters(**{key: int(found[key]) for key in Counters._fields})
     return counters if accumulates else counters._replace(accumulated_calls=0)
+
+
+def _check_counts(arrays: Mapping[str, Array]) -> None:
+    for name, array in arrays.items():
+        if array.dtype == np.int64 and array < 0:
+            raise ValueError(
+                f"{name} must be >= 0, received {array}; the saved state is damaged, and nothing"
+                " was loaded"
+            )
 
 
 def _report(matched: _state.Matched) -> None:
@@ -128,8 +138,8 @@ def read(
     """Return the state in a file under the names that it has in this run."""
     tensors, told = checkpoint.read(path)
     try:
-        saved_as, variables = told["optimizer"], list(json.loads(told["variables"]))
-    except (KeyError, ValueError) as error:
+        saved_as, variables = told["optimizer"], list(dict(json.loads(told["variables"])))
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"path must be a checkpoint that an optimizer has saved, received {os.fspath(path)!r},"
             f" which does not name its optimizer and variables ({error})"
@@ -157,8 +167,14 @@ def _renamed(
                 f" not have; it has {', '.join(variables[:10])}"
             )
         renamed = {name: names.get(name, name) for name in variables}
-    else:
+    elif callable(names):
         renamed = {name: names(name) for name in variables}
+    else:
+        raise TypeError(
+            f"names must be a mapping or a function from names to names, received {names!r}"
+        )
+    if not all(isinstance(name, str) for name in renamed.values()):
+        raise TypeError(f"names must give names, each a str, received {renamed}")
     if len(set(renamed.values())) != len(renamed):
         raise ValueError(
             f"names must give different names to different variables, received {renamed}"

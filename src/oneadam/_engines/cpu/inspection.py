@@ -83,7 +83,7 @@ class Inspector:
 def _dtypes(with_bfloat16: bool) -> Int64s:
     # The dtype of bfloat16 arrays exists where somebody has imported the package that makes them.
     known = [name for name in FORMATS if name != "bfloat16" or with_bfloat16]
-    return np.array([id(np.dtype(name)) if name in known else 0 for name in FORMATS], np.int64)
+    return np.array([np.dtype(name).num if name in known else -1 for name in FORMATS], np.int64)
 
 
 @cache
@@ -93,12 +93,13 @@ def _layout_holds() -> bool:
     matrix = np.zeros((3, 5), np.float32)
     frozen = np.zeros(7)
     frozen.flags.writeable = False
-    arrays = [matrix, matrix, matrix.T, frozen, np.zeros(7, np.int32), [0.0] * 7]
-    shapes = [(3, 5), (5, 3), (5, 3), (7,), (7,), (7,)]
+    swapped = np.zeros(7, np.dtype(np.float32).newbyteorder("S"))
+    arrays = [matrix, matrix, matrix.T, frozen, np.zeros(7, np.int32), [0.0] * 7, swapped]
+    shapes = [(3, 5), (5, 3), (5, 3), (7,), (7,), (7,), (7,)]
     float32, float64 = FORMATS.index("float32"), FORMATS.index("float64")
     for writable, expected in (
-        (False, [float32, LOOK_CLOSER, LOOK_CLOSER, float64, LOOK_CLOSER, LOOK_CLOSER]),
-        (True, [float32] + [LOOK_CLOSER] * 5),
+        (False, [float32, LOOK_CLOSER, LOOK_CLOSER, float64] + [LOOK_CLOSER] * 3),
+        (True, [float32] + [LOOK_CLOSER] * 6),
     ):
         inspector = Inspector(shapes, writable=writable)
         inspector._objects[:] = [id(array) for array in arrays]

@@ -71,6 +71,10 @@ def _row_scalars(scalars, row):
         scalars[at + 5],
         scalars[at + 6],
         scalars[at + 7],
+        scalars[at + 8],
+        scalars[at + 9],
+        scalars[at + 10],
+        scalars[at + 11],
     )
 
 

@@ -2,13 +2,16 @@
 
 The layout of `PyArrayObject` is part of NumPy's stable ABI: after the object's header come the
 address of the data, the number of dimensions, the addresses of the shape and of the strides, the
-base, the dtype and the flags.
+base, the dtype and the flags. `PyArray_Descr` begins with the type, three characters for its kind,
+its code and its byte order, and a number that tells types apart.
 """
 
 # The compiler's own types are untyped.
 # mypy: ignore-errors
 
 from __future__ import annotations
+
+import sys
 
 from llvmlite import ir
 from numba import njit, types
@@ -23,6 +26,11 @@ _NDIM = _HEADER + 8
 _SHAPE = _HEADER + 16
 _DTYPE = _HEADER + 40
 _FLAGS = _HEADER + 48
+
+# In `PyArray_Descr`: the third byte of a word is the byte order, the next word the type's number.
+_ORDER = _HEADER + 8
+_NUMBER = _HEADER + 12
+_SWAPPED = ord(">" if sys.byteorder == "little" else "<")
 
 
 @intrinsic
@@ -59,7 +67,7 @@ def inspect(
     """Write the address and the format of each array that the kernels can read.
 
     An object that is no array of `array_type`, lacks one of the flags or has another shape keeps
-    the format that it has; so does one of another dtype than those at the addresses `dtypes`.
+    the format that it has; so does one of another dtype than those numbered in `dtypes`.
     """
     for i in range(count):
         array = objects[i]
@@ -71,6 +79,9 @@ def inspect(
             continue
         addresses[i] = _int64_at(array + _DATA)
         dtype = _int64_at(array + _DTYPE)
-        for number in range(dtype_count):
-            if dtype == dtypes[number]:
-                formats[i] = number
+        if (_int32_at(dtype + _ORDER) >> 16) & 0xFF == _SWAPPED:
+            continue
+        number = _int32_at(dtype + _NUMBER)
+        for known in range(dtype_count):
+            if number == dtypes[known]:
+                formats[i] = known
