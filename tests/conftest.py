@@ -1,6 +1,7 @@
 """What holds for every test: NaN in fresh memory, no silent skips in CI, Hypothesis's budget."""
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 
 import numpy as np
@@ -9,6 +10,10 @@ from hypothesis import HealthCheck, settings
 
 # Their asserts are the tests' asserts.
 pytest.register_assert_rewrite("oracle", "conformance", "scenarios", "faults")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Shells make what they start in the background ignore Ctrl-C, which is under test here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A shared machine is slow for reasons that are not the test's.
 _COMMON = settings(

@@ -469,7 +469,7 @@ def test_a_loss_scale_may_come_and_go(tmp_path: Path) -> None:
     assert resumed.scale == 64.0
     for wrong in (-1.0, 0.0, np.nan, np.inf, 0.25):
         state = {**with_.state_dict(), "adam/loss_scale": np.array(wrong)}
-        with unchanged(resumed, []), pytest.raises(ValueError, match="loss.scale"):
+        with unchanged(resumed, []), pytest.raises(ValueError, match=r"loss.scale"):
             resumed.load_state_dict(state)
 
 
@@ -483,7 +483,7 @@ def small(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def refused(path: Path, said: str = "", kind: type[Exception] = ValueError) -> None:
+def refused(path: Path, said: str | None = None, kind: type[Exception] = ValueError) -> None:
     """Hold loading a file to being refused, naming the file, with nothing changed."""
     own, optimizer = trained(PLAIN, 2, {"w": np.ones(2, np.float32)})
     with unchanged(optimizer, own.values()), pytest.raises(kind, match=said) as caught:
@@ -494,7 +494,7 @@ def refused(path: Path, said: str = "", kind: type[Exception] = ValueError) -> N
 def test_truncated_files_are_refused_at_every_length(tmp_path: Path) -> None:
     path = tmp_path / "run"
     whole = small(path)
-    own, optimizer = trained(PLAIN, 2, {"w": np.ones(2, np.float32)})
+    _, optimizer = trained(PLAIN, 2, {"w": np.ones(2, np.float32)})
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="truncated, damaged or of another kind"):
@@ -512,7 +512,7 @@ def test_damaged_headers_are_refused_or_read_but_never_worse(tmp_path: Path) -> 
     path = tmp_path / "run"
     whole = small(path)
     header = int.from_bytes(whole[:8], "little")
-    own, optimizer = trained(PLAIN, 2, {"w": np.ones(2, np.float32)})
+    _, optimizer = trained(PLAIN, 2, {"w": np.ones(2, np.float32)})
     state, read = optimizer.state_dict(), 0
     for place in range(8 + header):
         for damage in (0x01, 0x80):
@@ -547,8 +547,8 @@ def test_random_bytes_are_refused(tmp_path: Path) -> None:
 FOREIGN: dict[str, Callable[[Path], object]] = {
     "text": lambda path: path.write_text("{}"),
     "pickle": lambda path: path.write_bytes(pickle.dumps({"w/momentum": [1.0, 2.0]})),
-    "NumPy": lambda path: np.save(path.open("wb"), np.ones(3)),
-    "zip": lambda path: np.savez(path.open("wb"), w=np.ones(3)),
+    "NumPy": lambda path: path.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', }"),
+    "zip": lambda path: path.write_bytes(b"PK\x03\x04\x14\x00\x00\x00\x08\x00w.npy" * 9),
     "huge header": lambda path: path.write_bytes((2**62).to_bytes(8, "little") + b"{}"),
     "empty header": lambda path: path.write_bytes((2).to_bytes(8, "little") + b"{}"),
     "safetensors": lambda path: save_file({"w/momentum": np.ones(2, np.float32)}, path),
@@ -572,9 +572,11 @@ def test_nothing_is_ever_unpickled(tmp_path: Path) -> None:
     path = tmp_path / "run"
     path.write_bytes(pickle.dumps(Bomb()))
     refused(path, "checkpoint of oneadam")
-    with pytest.raises((ValueError, TypeError)):
-        checkpoint.write(path, {"bomb": np.array([Bomb()], object)}, {})
+    for wrong in (np.array([Bomb()], object), np.zeros(2, "M8[s]"), np.array(["text"])):
+        with pytest.raises((ValueError, TypeError), match=str(wrong.dtype)[:5]):
+            checkpoint.write(path, {"bomb": wrong}, {})
     refused(path, "checkpoint of oneadam")
+    assert os.listdir(tmp_path) == ["run"]
 
 
 @pytest.mark.parametrize("version", ["2", "10", "99999999999999999999", "", "new", "-1", "1.5"])
@@ -723,7 +725,7 @@ KILLED = """
 
     def filled(number):
         # Everything that is saved says the same number, so that a mixture would show.
-        optimizer = Adam(use_ema=True)
+        optimizer = Adam(use_ema=True, gradient_accumulation_steps=2)
         optimizer.build([np.ones(60_000, np.float32), np.ones(7, np.float32)])
         state = optimizer.state_dict()
         for name, array in state.items():
@@ -742,9 +744,13 @@ KILLED = """
             real(tensors, file, metadata)
             os.truncate(file, os.path.getsize(file) // 2)
             die()
+        replace = os.replace
+        def renamed(*args):
+            replace(*args)
+            die()
         module, name, action = [
             (checkpoint, "save_file", die), (checkpoint, "save_file", half), (os, "fsync", die),
-            (os, "replace", die), (checkpoint.shutil, "rmtree", die),
+            (os, "replace", die), (os, "replace", renamed),
         ][number % 5]
         setattr(module, name, action)
 
@@ -807,7 +813,7 @@ def test_kills_leave_the_old_file_or_the_new_one(way: str, kills: int, tmp_path:
     moved, leftovers = map(int, processes.run(KILLED, tmp_path / "run", kills, way).split())
     # Else no kill fell into a save, or no save was ever finished.
     assert leftovers >= kills // 20
-    assert moved >= (kills // 20 if way == "anywhere" else 1)
+    assert moved >= kills // 20 if way == "anywhere" else moved == kills // 5
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="only POSIX forks")

@@ -415,12 +415,12 @@ optional_count = st.one_of(st.none(), st.integers(min_value=1))
     st.sampled_from(["clipnorm", "clipvalue", "global_clipnorm"]),
     st.one_of(st.none(), positive),
 )
-def test_a_configuration_round_trips_exactly_through_strict_json(
+def test_a_configuration_round_trips_exactly_through_json(
     arguments: dict[str, Any], clip: str, bound: float | None
 ) -> None:
     h = Hyperparameters(**arguments, **{clip: bound})
     config = to_config(h)
-    again = from_config(json.loads(json.dumps(config, allow_nan=False)))
+    again = from_config(json.loads(json.dumps(config)))
     assert again == h
     assert to_config(again) == config
 

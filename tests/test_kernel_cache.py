@@ -102,8 +102,8 @@ class Copy:
 
 
 # Edits of the rule that change the result, of one length each.
-SIGN = ("param - s.step_size * momentum", "param + s.step_size * momentum")
-MOMENT = ("velocity + (grad * grad - velocity)", "velocity + (grad + grad - velocity)")
+SIGN = ("param = param - step", "param = param + step")
+MOMENT = ("(grad * grad - velocity", "(grad + grad - velocity")
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ def write(
         metadata: strings by name; not `format` or `format_version`.
 
     Raises:
+        TypeError: an array is not of numbers.
         ValueError: `metadata` uses a name of this module's own.
         OSError: the file cannot be written; the old one is untouched.
 
@@ -60,6 +61,13 @@ def write(
             f"metadata must not use the names {sorted(own)}, received {sorted(metadata)};"
             " choose others"
         )
+    for name, tensor in tensors.items():
+        dtype = np.asarray(tensor).dtype
+        if dtype.kind in "OMmSU":
+            raise TypeError(
+                f"tensors[{name!r}] must be of numbers, received {dtype}; convert it, or put text"
+                " into metadata"
+            )
     target = Path(os.path.realpath(path))  # a link stays, and what it points to is replaced
     _remove_leftovers(target)
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}

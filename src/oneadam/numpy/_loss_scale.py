@@ -98,17 +98,11 @@ class LossScaleOptimizer:
                 "inner_optimizer must be an oneadam.numpy.Adam, received"
                 f" {type(inner_optimizer).__name__}; wrap the optimizer itself"
             )
-        hyperparameters = inner_optimizer._run.hyperparameters
-        factor = hyperparameters.loss_scale_factor
+        factor = inner_optimizer._run.hyperparameters.loss_scale_factor
         if factor is not None:
             raise ValueError(
                 "inner_optimizer must have loss_scale_factor=None, for the loss is scaled here,"
                 f" received {factor}; leave it out"
-            )
-        if hyperparameters.on_nonfinite == "raise":
-            raise ValueError(
-                'inner_optimizer must not have on_nonfinite="raise", for a dynamic loss scale skips'
-                " such calls, received it; leave it out"
             )
         self._minimum = arguments.number("minimum_scale", minimum_scale, _scales(2.0**-126))
         self._initial = arguments.number("initial_scale", initial_scale, _scales(self._minimum))
@@ -133,7 +127,8 @@ class LossScaleOptimizer:
     def apply(self, grads: Any, variables: Any = None) -> None:
         """Take one call with gradients of the scaled loss; see `Adam.apply`.
 
-        A call with an inf or NaN is skipped; 50 of them in a row warn.
+        A call with an inf or NaN is skipped, whatever the inner optimizer's `on_nonfinite` says;
+        50 of them in a row warn.
         """
         run = self._inner._run
         with _interrupts.held_back():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -119,18 +119,15 @@ class Run:
         if not arrays:
             return
         self._check_present(arrays)
-        self._act(
-            arrays, _plan.plan_call(self.hyperparameters, self.counters), loss_scale, on_nonfinite
-        )
+        self._act(arrays, _plan.plan_call, loss_scale, on_nonfinite)
 
     def flush(self) -> None:
         """Close an incomplete accumulation window, if there is one."""
         if not self.counters.accumulated_calls:
             return
         self.check_trained()
-        call = _plan.plan_flush(self.hyperparameters, self.counters)
         none: list[Array | None] = [None] * len(self.built().names)
-        self._act(none, call, None, self.hyperparameters.on_nonfinite)
+        self._act(none, _plan.plan_flush, None, self.hyperparameters.on_nonfinite)
 
     def _check_present(self, arrays: list[Array | None]) -> None:
         """Refuse a call without any gradient, and warn of variables that have none."""
@@ -149,12 +146,13 @@ class Run:
     def _act(
         self,
         arrays: list[Array | None],
-        call: Call,
+        plan: Callable[[Hyperparameters, Counters], Call],
         loss_scale: float | None,
         on_nonfinite: str,
     ) -> None:
         h, model = self.hyperparameters, self.built()
         rates = hyper.now(h, self.counters.calls)
+        call = plan(h, self.counters)
         model.check_structure()
         # From here on no foreign code runs, so that the arrays stay where they are found.
         with _interrupts.held_back():

@@ -73,6 +73,13 @@ def restoring(
         counters = counters._replace(accumulated_calls=0)
         window = (f"/{_state.ACCUMULATOR}", f"/{_state.IN_WINDOW}")
         arrays = {key: array for key, array in arrays.items() if not key.endswith(window)}
+    # An average that starts afresh has not been taken yet, whatever else is saved.
+    untaken = {
+        key.removesuffix(_state.AVERAGE) + _state.AVERAGED
+        for key in matched.afresh
+        if key.endswith(f"/{_state.AVERAGE}")
+    }
+    arrays = {key: array for key, array in arrays.items() if key not in untaken}
     _check_counts(arrays)
     _report(matched)
     return Restoring(
