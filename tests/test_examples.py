@@ -71,3 +71,10 @@ def test_the_code_in_the_readme_runs(tmp_path):
             check=False,
         )
         assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_the_rule_stands_in_the_documentation_word_for_word():
+    text = (README.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    shown = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    assert shown in (PACKAGE / "_rule.py").read_text(encoding="utf-8")
+    assert "s.step_size" in shown
