@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -152,6 +151,25 @@ def test_an_error_in_one_piece_is_raised_when_all_threads_have_stopped() -> None
     assert running == seen, "pieces were worked on after the error was raised"
 
 
+def test_an_error_of_the_caller_stops_the_other_threads() -> None:
+    oneadam.set_num_threads(2)
+    caller, helping, done = threading.current_thread(), threading.Event(), []
+
+    def act(piece: int) -> None:
+        if threading.current_thread() is caller:
+            helping.wait(LIMIT)
+            raise KeyError(piece)
+        helping.set()
+        threading.Event().wait(0.0002)
+        done.append(piece)
+
+    with pytest.raises(KeyError):
+        threads.share(range(2000), act)
+    seen = len(done)
+    threading.Event().wait(0.05)
+    assert len(done) == seen < 2000, "pieces were worked on after the error"
+
+
 class Interrupted(ThreadPoolExecutor):
     """Workers whose second task comes with a Ctrl-C for whoever has handed it in."""
 
@@ -181,7 +199,7 @@ def test_ctrl_c_leaves_no_thread_at_work(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(KeyboardInterrupt):
         threads.share(range(8), act)
     left.set()
-    time.sleep(0.05)
+    threading.Event().wait(0.05)
     assert late == [], "memory that the caller may free by now is still being used"
 
 
