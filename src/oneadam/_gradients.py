@@ -1,30 +1,27 @@
 """What must see whole gradients before any element is updated: their norms.
 
 From the norms of the gradients follow one factor for each variable, which averages the
-accumulation window and clips by norm, and whether all gradients are finite.
+accumulation window and clips by norm.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from oneadam._hyperparameters import Hyperparameters
-
-Float64s = NDArray[np.float64]
 
 
 class Scaling(NamedTuple):
     """What the gradients of a call are multiplied by, and what is known of their size."""
 
-    factors: Float64s
-    """For each variable, what the sum of the window is multiplied by."""
-    gradient_norm: float | None
+    factors: Any
+    """float64; for each variable, or once for all, what the sum of the window is multiplied by."""
+    gradient_norm: Any | None
     """The norm over all variables of the averaged gradient, before clipping."""
-    clip_scale: float | None
+    clip_scale: Any | None
     """The smallest factor that clipping by norm applied to a variable."""
 
 
@@ -36,42 +33,41 @@ def needs_norms(hyperparameters: Hyperparameters) -> bool:
     )
 
 
-def total_norm(norms: Float64s) -> float:
+def total_norm(norms: Any) -> float:
     """Return the norm over all variables from the norm of each, without overflow."""
     return math.hypot(*norms)
 
 
-def scaling(
-    hyperparameters: Hyperparameters, norms: Float64s | None, divisor: int, variables: int
+def averaging(divisor: int, gradient_norm: Any | None = None) -> Scaling:
+    """Return how the sums of a window are averaged where nothing is clipped by norm.
+
+    Args:
+        divisor: the number of calls that the window counts.
+        gradient_norm: the norm over all variables of the sums, where it is known.
+    """
+    norm = None if gradient_norm is None else gradient_norm / divisor
+    return Scaling(np.array([1.0 / divisor]), norm, None)
+
+
+def clipping(
+    limits: Any, norms: Any, gradient_norm: Any | None, divisor: int, xp: Any = np
 ) -> Scaling:
     """Return how the sums of a window are averaged and clipped by norm.
 
     Args:
-        hyperparameters: the optimizer's.
-        norms: float64, the norm of each variable's sum; None where nothing needs them.
+        limits: numbers > 0: one for all variables, or one for each; inf does not clip.
+        norms: float64, the norms of the sums that are held to the limits.
+        gradient_norm: the norm over all variables of the sums, where it is known.
         divisor: the number of calls that the window counts.
-        variables: the number of variables.
+        xp: the namespace of the norms.
     """
-    if norms is None:
-        return Scaling(np.full(variables, 1.0 / divisor), None, None)
     norms = norms / divisor
-    gradient_norm = total_norm(norms)
-    clipping = _clipping(hyperparameters, norms, gradient_norm)
-    if clipping is None:
-        return Scaling(np.full(variables, 1.0 / divisor), gradient_norm, None)
-    smallest = float(clipping.min()) if variables else 1.0
-    return Scaling(clipping / divisor, gradient_norm, smallest)
-
-
-def _clipping(
-    hyperparameters: Hyperparameters, norms: Float64s, gradient_norm: float
-) -> Float64s | None:
-    """Return limit / max(norm, limit) for each variable: NaN where the norm is not finite."""
-    limit = hyperparameters.clipnorm
-    if hyperparameters.global_clipnorm is not None:
-        limit = hyperparameters.global_clipnorm
-        norms = np.full_like(norms, gradient_norm)
-    if limit is None or limit == math.inf:
-        return None
-    factors = np.full_like(norms, np.nan)
-    return np.divide(limit, np.maximum(norms, limit), out=factors, where=np.isfinite(norms))
+    # The limit over a norm that is not finite would be zero, and hide it.
+    norms = xp.where(xp.isfinite(norms), norms, math.nan)
+    within = (norms <= limits) | (limits == math.inf)
+    factors = xp.where(within, 1.0, limits / xp.where(within, 1.0, norms))
+    return Scaling(
+        factors / divisor,
+        None if gradient_norm is None else gradient_norm / divisor,
+        factors.min() if len(factors) else 1.0,
+    )

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from oneadam._hyperparameters import Hyperparameters, Rates
 
-Float64s = NDArray[np.float64]
-Int64s = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Counts = NDArray[Any]
+"""Whole numbers, as integers or as floats."""
 
 
 class Counters(NamedTuple):
@@ -81,43 +82,56 @@ def _update(hyperparameters: Hyperparameters, counters: Counters, divisor: int, 
     return Call(True, divisor, overwrite, Counters(calls, updates, 0, counters.skipped_calls))
 
 
+class Settings(NamedTuple):
+    """What an update is computed with: numbers, or columns with one for each variable."""
+
+    rates: Rates
+    epsilon: Any
+    weight_decay: Any
+    epsilon_hat: bool
+    ema_momentum: float
+
+    @classmethod
+    def of(cls, hyperparameters: Hyperparameters, rates: Rates) -> Settings:
+        """Return the settings of an optimizer whose variables are all treated alike."""
+        h = hyperparameters
+        return cls(rates, h.epsilon, h.weight_decay or 0.0, h.epsilon_hat, h.ema_momentum)
+
+
 def scalars(
-    hyperparameters: Hyperparameters,
-    rates: Rates,
+    settings: Settings,
     *,
-    steps: Int64s,
-    decayed: NDArray[np.bool_],
-    averaged: NDArray[np.bool_],
-    grad_scales: Float64s,
+    steps: Any,
+    decayed: Any,
+    averaged: Any,
+    grad_scales: Any,
+    xp: Any = np,
 ) -> Scalars:
     """Return the scalars of an update.
 
     Args:
-        hyperparameters: the optimizer's.
-        rates: learning rate and betas of this call.
-        steps: int64, t for each variable, this update included.
-        decayed: which variables decay.
-        averaged: which variables have a moving average already; the others start theirs.
+        settings: of this call.
+        steps: t for each variable, this update included; or one for all.
+        decayed: bool, which variables decay.
+        averaged: bool, which variables have a moving average already; the others start theirs.
         grad_scales: float64, what the sum of the window is multiplied by.
+        xp: the namespace of the columns.
     """
-    if len(steps) and (steps == steps[0]).all():
-        steps = steps[:1]  # as long as all variables take part in every update
-    correction_1 = _bias_correction(rates.beta_1, steps)
-    root_of_correction_2 = np.sqrt(_bias_correction(rates.beta_2, steps))
-    decay = (hyperparameters.weight_decay or 0.0) * rates.learning_rate
-    epsilon = hyperparameters.epsilon
-    grad_scale, grad_scale_power = split(grad_scales)
-    kept_1, compared_1 = _weights(rates.beta_1)
-    kept_2, compared_2 = _weights(rates.beta_2)
+    (learning_rate, beta_1, beta_2), epsilon = settings.rates, settings.epsilon
+    correction_1 = _bias_correction(beta_1, steps, xp)
+    root_of_correction_2 = xp.sqrt(_bias_correction(beta_2, steps, xp))
+    grad_scale, grad_scale_power = split(grad_scales, xp)
+    kept_1, compared_1 = _weights(beta_1, xp)
+    kept_2, compared_2 = _weights(beta_2, xp)
     return Scalars(
         grad_scale=grad_scale,
         grad_scale_power=grad_scale_power,
-        one_minus_beta_1=1.0 - rates.beta_1,
-        one_minus_beta_2=1.0 - rates.beta_2,
-        step_size=rates.learning_rate * root_of_correction_2 / correction_1,
-        epsilon=epsilon if hyperparameters.epsilon_hat else epsilon * root_of_correction_2,
-        one_minus_ema_momentum=np.where(averaged, 1.0 - hyperparameters.ema_momentum, 1.0),
-        decay=np.where(decayed, decay, 0.0),
+        one_minus_beta_1=1.0 - beta_1,
+        one_minus_beta_2=1.0 - beta_2,
+        step_size=learning_rate * root_of_correction_2 / correction_1,
+        epsilon=epsilon if settings.epsilon_hat else epsilon * root_of_correction_2,
+        one_minus_ema_momentum=xp.where(averaged, 1.0 - settings.ema_momentum, 1.0),
+        decay=xp.where(decayed, settings.weight_decay * learning_rate, 0.0),
         kept_1=kept_1,
         compared_1=compared_1,
         kept_2=kept_2,
@@ -125,19 +139,28 @@ def scalars(
     )
 
 
-def _weights(beta: float) -> tuple[float, float]:
+def steps(updates: Counts, participants: Bools) -> Counts:
+    """Return t for each variable, or once where it is the same for all, this update included."""
+    # A variable that sits its first updates out has no t yet, and its scalars no use.
+    counts: Counts = np.maximum(updates + participants, 1)
+    return counts[:1] if len(counts) and (counts == counts[0]).all() else counts
+
+
+def _weights(beta: Any, xp: Any) -> tuple[Any, Any]:
     """Return what is kept of a moment, and what of it the gradient is compared with."""
-    return (1.0, 1.0) if beta >= 0.5 else (beta, 0.0)
+    if isinstance(beta, float):
+        return (1.0, 1.0) if beta >= 0.5 else (beta, 0.0)
+    return xp.where(beta >= 0.5, 1.0, beta), xp.where(beta >= 0.5, 1.0, 0.0)
 
 
-def _bias_correction(beta: float, steps: Int64s) -> Float64s:
+def _bias_correction(beta: Any, steps: Any, xp: Any) -> Any:
     """Return 1 - beta**t without the cancellation of the plain formula."""
-    log_beta = math.log(beta) if beta > 0.0 else -math.inf
-    corrections: Float64s = -np.expm1(steps * log_beta)
-    return corrections
+    if isinstance(beta, float):
+        return -xp.expm1(steps * (math.log(beta) if beta > 0.0 else -math.inf))
+    return xp.where(beta > 0.0, -xp.expm1(steps * xp.log(xp.where(beta > 0.0, beta, 1.0))), 1.0)
 
 
-def split(scale: Float64s) -> tuple[Float64s, Float64s]:
+def split(scale: Any, xp: Any = np) -> tuple[Any, Any]:
     """Split a factor into two whose product it is, each a normal number of float32.
 
     Only a factor far from one is really split; the second is a power of two, 1 elsewhere.
@@ -146,5 +169,5 @@ def split(scale: Float64s) -> tuple[Float64s, Float64s]:
         >>> split(np.array([0.25, 2.0**-130]))
         (array([2.50000000e-01, 9.31322575e-10]), array([1.00000000e+00, 7.88860905e-31]))
     """
-    power = np.where(scale < 2.0**-100, 2.0**-100, 1.0)
+    power = xp.where(scale < 2.0**-100, 2.0**-100, 1.0)
     return scale / power, power

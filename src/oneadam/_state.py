@@ -5,14 +5,14 @@ Names: `<variable>/<slot>` for what each variable has, `<optimizer>/<counter>` f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oneadam._dtypes import compute_dtype
 from oneadam._hyperparameters import Hyperparameters
+from oneadam._messages import listed
 
 Array = NDArray[Any]
 
@@ -24,8 +24,6 @@ ACCUMULATOR = "gradient_accumulator"
 UPDATES = "updates"
 IN_WINDOW = "in_window"
 AVERAGED = "averaged"
-
-_NAMED_IN_AN_ERROR = 10
 
 
 class Slot(NamedTuple):
@@ -46,6 +44,17 @@ class Matched(NamedTuple):
     """Optional parts that only the saved state has."""
 
 
+def full(owner: str, slot: str) -> str:
+    """Return the name of a piece of state of a variable or an optimizer, given its name."""
+    return f"{owner}/{slot}"
+
+
+def owners(names: Iterable[str], slot: str) -> list[str]:
+    """Return whose slot is meant by those of the full names that are of this slot."""
+    ending = full("", slot)
+    return [name.removesuffix(ending) for name in names if name.endswith(ending)]
+
+
 def array_slots(hyperparameters: Hyperparameters) -> tuple[str, ...]:
     """Return which arrays every variable has."""
     wanted = {
@@ -56,20 +65,26 @@ def array_slots(hyperparameters: Hyperparameters) -> tuple[str, ...]:
     return (MOMENTUM, VELOCITY, *(name for name, is_wanted in wanted.items() if is_wanted))
 
 
-def variable_slots(variable: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Slot]:
-    """Return all state that a variable may have, by full name."""
-    computed = compute_dtype(dtype)
+def variable_slots(variable: str, shape: tuple[int, ...], computed: str) -> dict[str, Slot]:
+    """Return all state that a variable may have, by full name.
+
+    Args:
+        variable: its name.
+        shape: its shape.
+        computed: the name of the dtype that it is computed in, "float32" or "float64".
+    """
+    dtype = np.dtype(computed)
     slots = {
-        MOMENTUM: Slot(shape, computed),
-        VELOCITY: Slot(shape, computed),
-        VELOCITY_HAT: Slot(shape, computed, optional=True),
-        AVERAGE: Slot(shape, computed, optional=True),
-        ACCUMULATOR: Slot(shape, computed, optional=True),
+        MOMENTUM: Slot(shape, dtype),
+        VELOCITY: Slot(shape, dtype),
+        VELOCITY_HAT: Slot(shape, dtype, optional=True),
+        AVERAGE: Slot(shape, dtype, optional=True),
+        ACCUMULATOR: Slot(shape, dtype, optional=True),
         UPDATES: Slot((), np.dtype(np.int64)),
         IN_WINDOW: Slot((), np.dtype(np.bool_), optional=True),
         AVERAGED: Slot((), np.dtype(np.bool_), optional=True),
     }
-    return {f"{variable}/{name}": slot for name, slot in slots.items()}
+    return {full(variable, name): slot for name, slot in slots.items()}
 
 
 def optimizer_slots(name: str) -> dict[str, Slot]:
@@ -85,14 +100,14 @@ def optimizer_slots(name: str) -> dict[str, Slot]:
         "loss_scale_finite_calls": Slot((), integer, optional=True),
         "loss_scale_skipped_in_a_row": Slot((), integer, optional=True),
     }
-    return {f"{name}/{key}": slot for key, slot in slots.items()}
+    return {full(name, key): slot for key, slot in slots.items()}
 
 
 def check_distinct(name: str, variables: Mapping[str, Any]) -> None:
     """Refuse names of variables that would give two pieces of state the same name."""
     own = optimizer_slots(name)
     for variable in variables:
-        clashes = sorted(own.keys() & variable_slots(variable, (), np.dtype(np.float32)).keys())
+        clashes = sorted(own.keys() & variable_slots(variable, (), "float32").keys())
         if clashes:
             raise ValueError(
                 f"name must keep the optimizer's state apart from the variables', received {name!r}"
@@ -119,7 +134,7 @@ def match(slots: Mapping[str, Slot], wanted: set[str], saved: Mapping[str, Any])
         if name in slots and (array.shape, array.dtype) != slots[name][:2]
     ]
     problems = [
-        f"{what}: {_listed(names)}"
+        f"{what}: {listed(names)}"
         for what, names in (
             ("missing", sorted(required - arrays.keys())),
             ("unexpected", sorted(arrays.keys() - slots.keys())),
@@ -139,9 +154,3 @@ def match(slots: Mapping[str, Slot], wanted: set[str], saved: Mapping[str, Any])
         afresh=sorted(wanted - arrays.keys()),
         ignored=sorted(arrays.keys() - wanted),
     )
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMED_IN_AN_ERROR])
-    more = len(names) - _NAMED_IN_AN_ERROR
-    return f"{shown} and {more} more" if more > 0 else shown

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from engines.differential import copied
 
-from oneadam._engines import Buffers, Options
+from oneadam._engines import Buffers, Options, strided
+from oneadam._engines.gradients import Gradients
 from oneadam._engines.host import Host
-from oneadam._engines.sight import Gradients
+from oneadam._engines.sight import Sight
 from oneadam._plan import Scalars
 
 
@@ -25,7 +26,8 @@ def made(rows: list[Buffers]) -> Host:
         for name in Buffers._fields
         if name != "grad"
     }
-    return Host(Buffers(grad=None, **columns), [str(row) for row in range(len(rows))])
+    buffers = Buffers(grad=None, **columns)
+    return Host(buffers, Sight(buffers, [str(row) for row in range(len(rows))]), strided)
 
 
 def seen(host: Host, rows: list[Buffers]) -> Gradients:

@@ -5,8 +5,11 @@ All engines keep one promise on precision: narrow numbers are widened to the com
 even once, when they are stored. The moving average is taken of the variable as stored.
 
 - `arrays` maps arrays of any namespace to new arrays; tracers included.
-- `host` updates NumPy arrays in place. It hands those whose memory is a plain run of elements
-  to `cpu`, which is compiled, and all others to `strided`, which takes them block by block.
+- `host` updates host memory in place. It hands arrays whose memory is a plain run of elements
+  to `cpu`, which is compiled, and all others to an engine of their kind: `strided` takes NumPy
+  arrays block by block, `torch.rows` takes tensors one by one.
+
+`host` knows no kind of array: `sight` finds NumPy arrays in memory, `torch.sight` tensors.
 """
 
 from __future__ import annotations

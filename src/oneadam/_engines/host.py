@@ -1,31 +1,32 @@
-"""The rule on NumPy arrays, updated in place.
+"""The rule in host memory, updated in place.
 
-Arrays whose memory is a plain run of elements go to the compiled kernels, all of one kind in
-one launch; the others go to `strided`, one by one. `sight` finds out which is which.
+Variables whose memory is a plain run of elements go to the compiled kernels, all of one kind in
+one launch; the others go one by one to an engine that takes them as they are. Which is which is
+found out by the sight of the kind of arrays that they are.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oneadam._dtypes import compute_dtype
-from oneadam._engines import Buffers, Options, strided
+from oneadam._engines import Buffers, Options
 from oneadam._engines.cpu import layout
 from oneadam._engines.cpu.compiled import compiled
 from oneadam._engines.cpu.formats import ABSENT_KIND, FORMATS
 from oneadam._engines.cpu.pieces import Pieces, cut
 from oneadam._engines.cpu.tables import Parameter, Table
-from oneadam._engines.sight import ABSENT, Formats, Gradients, Sight
+from oneadam._engines.gradients import ABSENT, Formats, Gradients
 from oneadam._engines.threads import share
 from oneadam._plan import Scalars
 
 Bools = NDArray[np.bool_]
 Float64s = NDArray[np.float64]
+Int64s = NDArray[np.int64]
 
 # Sums of squares outside of this may have lost their largest or their smallest terms.
 _SMALLEST, _LARGEST = 1e-280, 1e300
@@ -79,37 +80,70 @@ def _marker(kind: str) -> Parameter:
     return kind, 0
 
 
+class Sight(Protocol):
+    """Finds out where arrays of one kind lie in memory, for the same variables in every call."""
+
+    @property
+    def formats(self) -> Formats:
+        """The format of each variable; `LOOK_CLOSER` for one that the kernels cannot take."""
+
+    @property
+    def sizes(self) -> Int64s:
+        """The number of elements of each variable."""
+
+    @property
+    def wide(self) -> Bools:
+        """Which variables are computed in float64."""
+
+    def place(self, table: Int64s) -> None:
+        """Write the addresses of the state into its columns."""
+
+    def check_variables(self) -> None:
+        """Refuse a variable that is no longer what it was."""
+
+    def look(self, grads: list[Any], closer: Callable[[int, Any], Any], table: Int64s) -> Gradients:
+        """Find variables and gradients, and write their addresses into their columns."""
+
+
+class Others(Protocol):
+    """The rule on one variable that the kernels cannot take, in place."""
+
+    def update(self, buffers: Buffers, s: Scalars, options: Options, /) -> None:
+        """Take one update."""
+
+    def average(self, buffers: Buffers, s: Scalars, options: Options, /) -> None:
+        """Take a variable that sits the update out into its moving average."""
+
+    def accumulate(self, buffers: Buffers, options: Options, /) -> None:
+        """Add the gradient to its accumulator."""
+
+    def squares(self, buffers: Buffers, options: Options, factor: float, /) -> float:
+        """Return the sum of the squares of the gradient times `factor`, in float64."""
+
+
 class Host:
     """The variables of an optimizer and its state, ready to be updated.
 
     Args:
         buffers: for each field a list of arrays, one for each variable; None for a field that
             is not used, and for `grad`. No two arrays overlap, and nobody else has the state.
-        names: of the variables, for errors.
+        sight: of these arrays.
+        others: the engine for the variables that are no plain run of elements.
     """
 
-    def __init__(self, buffers: Buffers, names: list[str]) -> None:
+    def __init__(self, buffers: Buffers, sight: Sight, others: Others) -> None:
         self._buffers = buffers
-        self._table = Table(np.zeros((len(names), layout.COLUMNS), np.int64))
+        self._sight = sight
+        self._others = others
+        self._sizes, self._wide = sight.sizes, sight.wide
+        self._table = Table(np.zeros((len(self._sizes), layout.COLUMNS), np.int64))
+        sight.place(self._table.array)
         self._scalars = {
-            computed: Table(np.zeros((len(names), len(Scalars._fields)), computed))
-            for computed in {compute_dtype(param.dtype).name for param in buffers.param}
+            computed: Table(np.zeros((len(self._sizes), len(Scalars._fields)), computed))
+            for computed, is_used in (("float64", self._wide), ("float32", ~self._wide))
+            if is_used.any()
         }
-        for column, arrays in (
-            (layout.ACCUMULATOR, buffers.accumulator),
-            (layout.MOMENTUM, buffers.momentum),
-            (layout.VELOCITY, buffers.velocity),
-            (layout.VELOCITY_MAX, buffers.velocity_max),
-            (layout.AVERAGE, buffers.average),
-        ):
-            if arrays is not None:
-                self._table.array[:, column] = [array.ctypes.data for array in arrays]
-        self._sight = Sight(buffers.param, names)
-        self._sizes = np.array([param.size for param in buffers.param], np.int64)
         self._known: dict[bytes, tuple[list[_Launch], list[int]]] = {}
-        self._wide = np.array(
-            [compute_dtype(param.dtype) == np.float64 for param in buffers.param], np.bool_
-        )
 
     def check_variables(self) -> None:
         """Refuse a variable that is no longer the array that it was."""
@@ -127,10 +161,7 @@ class Host:
         Raises:
             ValueError: a variable is no longer the array that it was.
         """
-        gradients, variable_addresses, addresses = self._sight.look(grads, closer)
-        self._table.array[:, layout.PARAM] = variable_addresses
-        self._table.array[:, layout.GRAD] = addresses
-        return gradients
+        return self._sight.look(grads, closer, self._table.array)
 
     def norms(self, gradients: Gradients, options: Options, *, accumulated: bool) -> Float64s:
         """Return the norm of each variable's unscaled gradient, or of its window's sum.
@@ -169,7 +200,7 @@ class Host:
             )
         for row in odd:
             with np.errstate(all="ignore"):
-                strided.accumulate(self._row(gradients, row), options)
+                self._others.accumulate(self._row(gradients, row), options)
 
     def update(
         self,
@@ -207,7 +238,7 @@ class Host:
         for row in odd:
             buffers = self._row(gradients, row, accumulated=accumulated)
             with np.errstate(all="ignore"):
-                strided.update(buffers, _row_of(scalars, row), options)
+                self._others.update(buffers, _row_of(scalars, row), options)
         if self._buffers.average is not None:
             self._average(gradients, scalars, options, ~participants)
 
@@ -223,7 +254,7 @@ class Host:
             )
         for row in odd:
             with np.errstate(all="ignore"):
-                strided.average(self._row(gradients, row), _row_of(scalars, row), options)
+                self._others.average(self._row(gradients, row), _row_of(scalars, row), options)
 
     def _squares(
         self,
@@ -253,7 +284,7 @@ class Host:
         for row in odd:
             buffers = self._row(gradients, row, accumulated=accumulated)
             with np.errstate(all="ignore"):
-                totals[row] = strided.squares(buffers, options, factor)
+                totals[row] = self._others.squares(buffers, options, factor)
         return totals
 
     def _fill(self, scalars: Scalars) -> None:
@@ -292,9 +323,7 @@ class Host:
 
     def _row(self, gradients: Gradients, row: int, *, accumulated: bool = True) -> Buffers:
         arrays = [None if column is None else column[row] for column in self._buffers]
-        # Arrays of a subclass are taken for what their memory holds.
-        param = np.asarray(self._buffers.param[row])
-        buffers = Buffers(*arrays)._replace(param=param, grad=gradients.arrays[row])
+        buffers = Buffers(*arrays)._replace(grad=gradients.arrays[row])
         return buffers if accumulated else buffers._replace(accumulator=None)
 
 

@@ -1,68 +1,60 @@
-"""What a call finds out about its variables and gradients: places, formats, overlaps."""
+"""What a call finds out about NumPy arrays: where they lie, their formats, their overlaps."""
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oneadam._engines.cpu.formats import C_TYPES, FORMATS
-from oneadam._engines.cpu.inspection import LOOK_CLOSER, Inspector
+from oneadam._dtypes import compute_dtype
+from oneadam._engines import Buffers
+from oneadam._engines.cpu import layout
+from oneadam._engines.cpu.formats import FORMATS
+from oneadam._engines.cpu.inspection import Inspector
+from oneadam._engines.gradients import ABSENT, LOOK_CLOSER, Formats, Gradients
+from oneadam._engines.spans import Span, Spans
 
 Array = NDArray[Any]
-Bools = NDArray[np.bool_]
-Formats = NDArray[np.int8]
 Int64s = NDArray[np.int64]
-
-ABSENT = len(FORMATS)
-"""The format of a gradient that is not there."""
-
-_ITEM_BYTES = np.array([ctypes.sizeof(C_TYPES[name]) for name in FORMATS])
-
-
-class Gradients(NamedTuple):
-    """The gradients of one call."""
-
-    arrays: list[Array | None]
-    """One for each variable. Holding them keeps their addresses good."""
-    formats: Formats
-    """Indices of `FORMATS`, `ABSENT`, or `LOOK_CLOSER` where the kernels cannot read them."""
-
-    @property
-    def present(self) -> Bools:
-        """Which variables have a gradient."""
-        present: Bools = self.formats != ABSENT
-        return present
 
 
 class Sight:
     """Finds out where arrays lie, for the same variables in every call.
 
     Args:
-        params: the variables, of which no two overlap.
+        buffers: the variables, of which no two overlap, and their state.
         names: of the variables, for errors.
     """
 
-    def __init__(self, params: list[Array], names: list[str]) -> None:
-        self._params = params
+    def __init__(self, buffers: Buffers, names: list[str]) -> None:
+        self._buffers = buffers
+        self._params: list[Array] = buffers.param
         self._names = names
-        self._kinds = [_kind(param) for param in params]
-        self._sizes = np.array([param.size for param in params], np.int64)
-        shapes = [param.shape for param in params]
+        self._kinds = [_kind(param) for param in self._params]
+        self.sizes = np.array([param.size for param in self._params], np.int64)
+        self.wide = np.array(
+            [compute_dtype(param.dtype) == np.float64 for param in self._params], np.bool_
+        )
+        shapes = [param.shape for param in self._params]
         self._variables = Inspector(shapes, writable=True)
         self._gradients = Inspector(shapes, writable=False)
-        self._variables.inspect(params)
+        self._variables.inspect(self._params)
         self.formats = self._variables.formats.copy()
         self._all_plain = LOOK_CLOSER not in self.formats
         self._notice_addresses()
 
+    def place(self, table: Int64s) -> None:
+        """Write the addresses of the state into its columns."""
+        for column in layout.STATE:
+            if self._buffers[column] is not None:
+                table[:, column] = [array.ctypes.data for array in self._buffers[column]]
+
     def look(
-        self, grads: list[Any], closer: Callable[[int, Any], Array | None]
-    ) -> tuple[Gradients, Int64s, Int64s]:
-        """Return the gradients, the addresses of the variables and those of the gradients."""
+        self, grads: list[Any], closer: Callable[[int, Any], Array | None], table: Int64s
+    ) -> Gradients:
+        """Find variables and gradients, and write their addresses into their columns."""
         self.check_variables()
         arrays = list(grads)
         self._gradients.inspect(arrays)
@@ -71,9 +63,12 @@ class Sight:
         for row in odd:
             arrays[row] = closer(row, grads[row])
             addresses[row], formats[row] = _located(arrays[row])
+        gradients = Gradients(arrays, formats)
         if odd or not self._are_as_before(addresses, formats):
-            self._copy_overlapping(arrays, addresses, formats)
-        return Gradients(arrays, formats), self._addresses, addresses
+            self._copy_overlapping(gradients, addresses)
+        table[:, layout.PARAM] = self._addresses
+        table[:, layout.GRAD] = addresses
+        return gradients
 
     def check_variables(self) -> None:
         """Find the variables again, and refuse one that is no longer what it was."""
@@ -86,7 +81,7 @@ class Sight:
 
     def _notice_addresses(self) -> None:
         self._addresses = self._variables.addresses.copy()
-        self._starts, self._ends = self._spans()
+        self._spans = Spans([_span(param) for param in self._params if param.size])
         self._separate: tuple[Int64s, Formats] | None = None
 
     def _are_as_before(self, addresses: Int64s, formats: Formats) -> bool:
@@ -96,11 +91,12 @@ class Sight:
         known_addresses, known_formats = self._separate
         return np.array_equal(addresses, known_addresses) and np.array_equal(formats, known_formats)
 
-    def _copy_overlapping(
-        self, arrays: list[Array | None], addresses: Int64s, formats: Formats
-    ) -> None:
+    def _copy_overlapping(self, gradients: Gradients, addresses: Int64s) -> None:
         """Replace gradients that share memory with a variable, which an update would change."""
-        overlapping = self._overlapping(arrays, addresses, formats).tolist()
+        arrays, formats = gradients
+        overlapping = self._spans.shared(
+            gradients, addresses, self.sizes, lambda row: _span(arrays[row])
+        )
         for row in overlapping:
             arrays[row] = np.array(arrays[row], order="C")
             addresses[row], formats[row] = _located(arrays[row])
@@ -118,29 +114,6 @@ class Sight:
                     " it, or undo the change"
                 )
 
-    def _spans(self) -> tuple[Int64s, Int64s]:
-        """Return where the memory of the variables starts and ends, in ascending order."""
-        spans = np.array([_span(p) for p in self._params if p.size], np.int64).reshape(-1, 2)
-        starts, ends = spans[np.argsort(spans[:, 0], kind="stable")].T
-        # Strided variables may interlace; an end counts for all that start before it.
-        return np.ascontiguousarray(starts), np.maximum.accumulate(ends)
-
-    def _overlapping(
-        self, arrays: list[Array | None], addresses: Int64s, formats: Formats
-    ) -> NDArray[np.intp]:
-        """Return which gradients may share memory with a variable."""
-        starts, ends = addresses.copy(), addresses.copy()
-        plain = (formats >= 0) & (formats < ABSENT)
-        ends[plain] += self._sizes[plain] * _ITEM_BYTES[formats[plain]]
-        for row in np.flatnonzero(formats == LOOK_CLOSER).tolist():
-            starts[row], ends[row] = _span(arrays[row])
-        last = np.searchsorted(self._starts, ends, side="left") - 1
-        present = (last >= 0) & (formats != ABSENT) & (starts < ends)
-        overlapping: NDArray[np.intp] = np.flatnonzero(present)[
-            self._ends[last[present]] > starts[present]
-        ]
-        return overlapping
-
 
 def _located(array: Array | None) -> tuple[int, int]:
     """Return the address and the format of one array that has passed all checks."""
@@ -157,5 +130,5 @@ def _kind(array: Array) -> tuple[tuple[int, ...], np.dtype[Any], tuple[int, ...]
     return array.shape, array.dtype, array.strides
 
 
-def _span(array: Any) -> tuple[int, int]:
+def _span(array: Any) -> Span:
     return np.lib.array_utils.byte_bounds(array)

@@ -59,6 +59,8 @@ def _blocks(buffers: Buffers, written: tuple[str, ...]) -> Iterator[Buffers]:
     The variable comes in its own dtype, for it is rounded to that; all others come in the
     compute dtype.
     """
+    # Arrays of a subclass are taken for what their memory holds.
+    buffers = buffers._replace(param=np.asarray(buffers.param))
     present = [name for name in Buffers._fields if getattr(buffers, name) is not None]
     operands = [getattr(buffers, name) for name in present]
     narrow = buffers.param.dtype.newbyteorder("=")

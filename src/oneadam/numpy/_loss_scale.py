@@ -10,50 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneadam import _arguments as arguments
-from oneadam import _interrupts, _loss_scale, checkpoint
-from oneadam._arguments import Rule
+from oneadam import _interrupts, _loss_scale, _messages, checkpoint
 from oneadam._loss_scale import LossScale
+from oneadam._state import full
 from oneadam._warnings import warn
 from oneadam.numpy import _saved
 from oneadam.numpy._adam import Adam
 
 Array = NDArray[Any]
-
-_ARGUMENTS = ("initial_scale", "dynamic_growth_steps", "minimum_scale")
-_SAVED = {
-    "loss_scale": "scale",
-    "loss_scale_finite_calls": "finite_calls",
-    "loss_scale_skipped_in_a_row": "skipped_in_a_row",
-}
-"""The names in saved state, and what they are of `LossScale`."""
-
-
-def _without_keras(
-    inner: Mapping[str, Any], rest: dict[str, Any]
-) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """Return what matters of a configuration that Keras wrote, where nothing else is set."""
-    if inner["class_name"] not in ("Adam", "AdamW") or not isinstance(inner.get("config"), Mapping):
-        raise ValueError(
-            "inner_optimizer must be the configuration of an Adam or AdamW, received that of"
-            f" {inner['class_name']!r} with config {inner.get('config')!r}"
-        )
-    ours = {key: value for key, value in rest.items() if key in _ARGUMENTS}
-    # The wrapper's own copies of an optimizer's arguments, which do nothing where they are unset.
-    others = {key: value for key, value in rest.items() if key not in _ARGUMENTS}
-    unset = {"name": others.get("name"), "ema_momentum": others.get("ema_momentum")}
-    set_by_hand = sorted(key for key, value in others.items() if value and key not in unset)
-    if set_by_hand:
-        raise ValueError(
-            f"config must set {', '.join(set_by_hand)} in inner_optimizer, received it for the loss"
-            " scale around that; move it there"
-        )
-    return inner["config"], ours
-
-
-def _scales(least: float) -> Rule:
-    most = _loss_scale.MAXIMUM_SCALE
-    return Rule(f"a number from {least} to 2**127", lambda scale: least <= scale <= most, "2**15")
 
 
 class LossScaleOptimizer:
@@ -83,7 +47,7 @@ class LossScaleOptimizer:
         (16384.0, 1)
     """
 
-    __slots__ = ("__weakref__", "_growth_steps", "_initial", "_inner", "_minimum", "_state")
+    __slots__ = ("__weakref__", "_inner", "_settings", "_state")
 
     def __init__(
         self,
@@ -94,21 +58,11 @@ class LossScaleOptimizer:
         minimum_scale: Any = 1.0,
     ) -> None:
         if not isinstance(inner_optimizer, Adam):
-            raise TypeError(
-                "inner_optimizer must be an oneadam.numpy.Adam, received"
-                f" {type(inner_optimizer).__name__}; wrap the optimizer itself"
-            )
-        factor = inner_optimizer._run.hyperparameters.loss_scale_factor
-        if factor is not None:
-            raise ValueError(
-                "inner_optimizer must have loss_scale_factor=None, for the loss is scaled here,"
-                f" received {factor}; leave it out"
-            )
-        self._minimum = arguments.number("minimum_scale", minimum_scale, _scales(2.0**-126))
-        self._initial = arguments.number("initial_scale", initial_scale, _scales(self._minimum))
-        self._growth_steps = arguments.count("dynamic_growth_steps", dynamic_growth_steps)
+            raise TypeError(_messages.not_an_adam("oneadam.numpy", inner_optimizer))
+        _loss_scale.check_inner(inner_optimizer._run.hyperparameters.loss_scale_factor)
+        self._settings = _loss_scale.settings(initial_scale, dynamic_growth_steps, minimum_scale)
         self._inner = inner_optimizer
-        self._state = LossScale(self._initial)
+        self._state = LossScale(self._settings.initial_scale)
 
     @property
     def inner_optimizer(self) -> Adam:
@@ -131,22 +85,17 @@ class LossScaleOptimizer:
         50 of them in a row warn.
         """
         run = self._inner._run
+        settings = self._settings
         with _interrupts.held_back():
             before = run.counters
             run.take(grads, variables, self._state.scale, "skip")
             if run.counters.calls > before.calls:
-                self._state = _loss_scale.after_finite(self._state, self._growth_steps)
+                self._state = _loss_scale.after_finite(self._state, settings.dynamic_growth_steps)
             elif run.counters.skipped_calls > before.skipped_calls:
-                self._state = _loss_scale.after_nonfinite(self._state, self._minimum)
-                self._warn_of_skips()
-
-    def _warn_of_skips(self) -> None:
-        if self._state.skipped_in_a_row == _loss_scale.SKIPS_BEFORE_WARNING:
-            warn(
-                f"{self._state.skipped_in_a_row} calls in a row had an inf or NaN in a gradient and"
-                f" were skipped; the loss scale has come down to {self._state.scale}. The model"
-                " itself is likely to give NaN"
-            )
+                self._state = _loss_scale.after_nonfinite(self._state, settings.minimum_scale)
+                warning = _loss_scale.warning(self._state)
+                if warning:
+                    warn(warning)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> None:
         """Take one call, given pairs of a gradient and its variable; see `apply`."""
@@ -210,34 +159,15 @@ class LossScaleOptimizer:
 
     def get_config(self) -> dict[str, Any]:
         """Return what makes an equal optimizer through `from_config`, ready for JSON."""
-        return {
-            "inner_optimizer": self._inner.get_config(),
-            "initial_scale": self._initial,
-            "dynamic_growth_steps": self._growth_steps,
-            "minimum_scale": self._minimum,
-        }
+        return _loss_scale.to_config(self._inner.get_config(), self._settings)
 
     @classmethod
     def from_config(
         cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
     ) -> LossScaleOptimizer:
         """Return an optimizer with the configuration of another; see `Adam.from_config`."""
-        rest = dict(config) if isinstance(config, Mapping) else {}
-        inner = rest.pop("inner_optimizer", None)
-        if not isinstance(inner, Mapping):
-            raise TypeError(
-                "config must have an inner_optimizer, the configuration of one, received"
-                f" {inner!r}; pass what get_config() returned"
-            )
-        if "class_name" in inner:  # as Keras writes it
-            inner, rest = _without_keras(inner, rest)
-        unknown = sorted(set(rest) - set(_ARGUMENTS))
-        if unknown:
-            raise ValueError(
-                f"config must hold no other keys than inner_optimizer, {', '.join(_ARGUMENTS)},"
-                f" received also {unknown}; pass what get_config() returned"
-            )
-        return cls(Adam.from_config(inner, custom_objects), **rest)
+        inner, settings = _loss_scale.from_config(config)
+        return cls(Adam.from_config(inner, custom_objects), **settings)
 
     def state_dict(self) -> dict[str, Array]:
         """Return a copy of the whole state, the scale included; see `Adam.state_dict`."""
@@ -245,18 +175,16 @@ class LossScaleOptimizer:
 
     def _own_state(self) -> dict[str, Array]:
         name = self._inner._run.hyperparameters.name
-        values = self._state._asdict()
-        return {f"{name}/{saved}": np.array(values[field]) for saved, field in _SAVED.items()}
+        saved = _loss_scale.saved(self._state)
+        return {full(name, key): np.array(value) for key, value in saved.items()}
 
     def load_state_dict(
         self, state: Mapping[str, Any], *, keep_learning_rate: bool = False
     ) -> None:
         """Take over the state of another optimizer; see `Adam.load_state_dict`."""
         run = self._inner._run
-        restoring = _saved.restoring(run, state, keep_learning_rate, also=_SAVED)
-        found = {_SAVED[name]: array.item() for name, array in restoring.also.items()}
-        loss_scale = LossScale(self._initial)._replace(**found)
-        arguments.number("the saved loss scale", loss_scale.scale, _scales(self._minimum))
+        restoring = _saved.restoring(run, state, keep_learning_rate, also=_loss_scale.SAVED)
+        loss_scale = _loss_scale.restored(restoring.also, self._settings)
         with _interrupts.held_back():
             _saved.restore(run, restoring)
             self._state = loss_scale

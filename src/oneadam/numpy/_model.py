@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from oneadam import _state
 from oneadam._dtypes import compute_dtype
-from oneadam._engines import Buffers, Options
+from oneadam._engines import Buffers, Options, strided
+from oneadam._engines.gradients import Gradients
 from oneadam._engines.host import Host
-from oneadam._engines.sight import Gradients
+from oneadam._engines.sight import Sight
+from oneadam._messages import listed
 from oneadam._plan import Scalars
 from oneadam.numpy import _variables
 
@@ -52,18 +54,16 @@ class Model:
         arrays = list(self.variables.values())
         self._takes_flat_lists = _variables.takes_flat_lists(self.structure)
         self._rows = {id(array): row for row, array in enumerate(arrays)}
-        self._host = Host(
-            Buffers(
-                param=arrays,
-                grad=None,
-                accumulator=self.state.get(_state.ACCUMULATOR),
-                momentum=self.state[_state.MOMENTUM],
-                velocity=self.state[_state.VELOCITY],
-                velocity_max=self.state.get(_state.VELOCITY_HAT),
-                average=self.state.get(_state.AVERAGE),
-            ),
-            self.names,
+        buffers = Buffers(
+            param=arrays,
+            grad=None,
+            accumulator=self.state.get(_state.ACCUMULATOR),
+            momentum=self.state[_state.MOMENTUM],
+            velocity=self.state[_state.VELOCITY],
+            velocity_max=self.state.get(_state.VELOCITY_HAT),
+            average=self.state.get(_state.AVERAGE),
         )
+        self._host = Host(buffers, Sight(buffers, self.names), strided)
 
     def __getstate__(self) -> dict[str, Any]:
         rebuilt = (
@@ -100,7 +100,7 @@ class Model:
                 return self.names.index(variable)
             raise ValueError(
                 f"variables must be among those that the optimizer was built on, received the name"
-                f" {variable!r}; it knows {', '.join(self.names[:10])}"
+                f" {variable!r}; it knows {listed(self.names)}"
             )
         row = self._rows.get(id(variable))
         if row is None:
@@ -221,14 +221,16 @@ class Model:
         return {
             name: slot
             for variable, array in self.variables.items()
-            for name, slot in _state.variable_slots(variable, array.shape, array.dtype).items()
+            for name, slot in _state.variable_slots(
+                variable, array.shape, compute_dtype(array.dtype).name
+            ).items()
         }
 
     def present(self) -> dict[str, Array]:
         """Return the state of the variables by name: the arrays themselves, not copies."""
         vectors = self._vectors()
         return {
-            f"{name}/{slot}": array
+            _state.full(name, slot): array
             for row, name in enumerate(self.names)
             for slot, array in (
                 *((slot, column[row]) for slot, column in self.state.items()),
@@ -248,12 +250,12 @@ class Model:
     def wanted(self) -> set[str]:
         """Return the names of the state that the variables have."""
         slots = [*self.state, *self._vectors()]
-        return {f"{name}/{slot}" for name in self.names for slot in slots}
+        return {_state.full(name, slot) for name in self.names for slot in slots}
 
     def adopt(self, found: Mapping[str, Array]) -> None:
         """Take over saved state that has been matched; what it lacks starts afresh."""
         for row, name in enumerate(self.names):
             for slot, column in self.state.items():
-                column[row][...] = found.get(f"{name}/{slot}", 0)
+                column[row][...] = found.get(_state.full(name, slot), 0)
             for slot, vector in self._vectors().items():
-                vector[row] = found.get(f"{name}/{slot}", 0)
+                vector[row] = found.get(_state.full(name, slot), 0)

@@ -9,22 +9,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneadam import _exclusions, _gradients, _interrupts, _plan, _state
+from oneadam import (
+    _configuration,
+    _exclusions,
+    _gradients,
+    _interrupts,
+    _messages,
+    _metrics,
+    _plan,
+    _state,
+)
 from oneadam import _hyperparameters as hyper
 from oneadam._dtypes import compute_dtype
 from oneadam._engines import Options
-from oneadam._engines.sight import Gradients
+from oneadam._engines.gradients import Gradients
 from oneadam._exclusions import Exclusions
+from oneadam._gradients import Scaling
 from oneadam._hyperparameters import Hyperparameters, Rates
-from oneadam._plan import Call, Counters
+from oneadam._plan import Call, Counters, Settings
 from oneadam._warnings import warn
 from oneadam.numpy import _variables
 from oneadam.numpy._model import Model
 
 Array = NDArray[Any]
 Float64s = NDArray[np.float64]
-
-_NAMED_IN_A_MESSAGE = 10
 
 
 class Run:
@@ -36,10 +44,10 @@ class Run:
         self.hyperparameters = hyperparameters
         self.counters = Counters()
         self.model: Model | None = None
-        self._exclusions = exclusions or Exclusions()
+        self.exclusions = exclusions or Exclusions()
         self._excluded_arrays: list[Array] = []
         self._rates: Rates | None = None
-        self._scaling: _gradients.Scaling | None = None
+        self._scaling: Scaling | None = None
         self._warned_of: set[tuple[int, ...]] = set()
         self._holds_averages = False
 
@@ -66,38 +74,30 @@ class Run:
             dtype = compute_dtype(array.dtype)
             hyper.check_compute_dtype(self.hyperparameters, dtype, name)
         _state.check_distinct(self.hyperparameters.name, named)
-        exclusions = self._exclusions.extended(
+        exclusions = self.exclusions.extended(
             names=[_variables.name_of(array, named) for array in self._excluded_arrays]
         )
         unknown = sorted(set(exclusions.names) - named.keys())
         if unknown:
-            raise ValueError(
-                "var_list of exclude_from_weight_decay must hold variables of the optimizer,"
-                f" received the names {unknown}, which are none; parts of names go into var_names"
-            )
+            raise ValueError(_messages.excluded_unknown(unknown))
         slots = _state.array_slots(self.hyperparameters)
         self.model = Model(variables, slots, exclusions.covers)
-        self._exclusions, self._excluded_arrays = exclusions, []
+        self.exclusions, self._excluded_arrays = exclusions, []
 
     def exclude_from_weight_decay(
         self, var_list: Iterable[Any] | None, var_names: Iterable[Any] | None
     ) -> None:
         """Exempt variables from weight decay, while there are none yet."""
         if self.model is not None:
-            raise RuntimeError(
-                "exclude_from_weight_decay must be called before build, received a call after it;"
-                " call it right after making the optimizer"
-            )
+            raise RuntimeError(_messages.excluded_too_late("build"))
         listed = _exclusions.entries("var_list", () if var_list is None else var_list)
         names = [variable for variable in listed if isinstance(variable, str)]
         arrays = [variable for variable in listed if not isinstance(variable, str)]
         for variable in arrays:
             if not isinstance(variable, np.ndarray):
-                raise TypeError(
-                    "var_list must hold variables or their names, received"
-                    f" {type(variable).__name__}; pass for example [model['bias'], 'norm/scale']"
-                )
-        self._exclusions = self._exclusions.extended(
+                example = "[model['bias'], 'norm/scale']"
+                raise TypeError(_messages.excluded_no_variable(variable, example))
+        self.exclusions = self.exclusions.extended(
             names=names, var_names=() if var_names is None else var_names
         )
         self._excluded_arrays.extend(arrays)
@@ -135,12 +135,8 @@ class Run:
         if not missing or missing in self._warned_of:
             return
         if len(missing) == len(arrays):
-            raise ValueError(
-                "grads must have a gradient for at least one variable, received None for every"
-                " one; check that the loss depends on the variables"
-            )
-        names = [self.built().names[row] for row in missing]
-        warn(f"no gradient in this call, which leaves them as they are, for: {_listed(names)}")
+            raise ValueError(_messages.no_gradient())
+        warn(_messages.missing_gradients([self.built().names[row] for row in missing]))
         self._warned_of.add(missing)
 
     def _act(
@@ -174,11 +170,7 @@ class Run:
     def _meet_nonfinite(self, norms: Float64s, on_nonfinite: str) -> None:
         if on_nonfinite == "raise":
             names = [self.built().names[row] for row in np.flatnonzero(~np.isfinite(norms))]
-            raise FloatingPointError(
-                f"gradients must be finite, received an inf or NaN for {_listed(names)}; nothing"
-                " has changed. Look for the cause, or pass over such calls with"
-                ' on_nonfinite="skip"'
-            )
+            raise FloatingPointError(_messages.nonfinite_gradients(names))
         skipped = self.counters.skipped_calls + 1
         self.counters = self.counters._replace(skipped_calls=skipped)
 
@@ -192,12 +184,10 @@ class Run:
     ) -> None:
         model = self.built()
         participants = model.participants(gradients)
-        scaling = _gradients.scaling(self.hyperparameters, norms, call.divisor, len(model.names))
+        scaling = self._scaled(norms, call.divisor)
         scalars = _plan.scalars(
-            self.hyperparameters,
-            rates,
-            # A variable that sits its first updates out has no t yet, and its scalars no use.
-            steps=np.maximum(model.updates + participants, 1),
+            Settings.of(self.hyperparameters, rates),
+            steps=_plan.steps(model.updates, participants),
             decayed=model.decayed,
             averaged=model.averaged,
             grad_scales=scaling.factors,
@@ -205,15 +195,25 @@ class Run:
         model.update(gradients, participants, scalars, options)
         self._scaling = scaling
 
+    def _scaled(self, norms: Float64s | None, divisor: int) -> Scaling:
+        """Return how the window's sums are averaged and clipped by norm."""
+        h = self.hyperparameters
+        total = None if norms is None else _gradients.total_norm(norms)
+        if norms is None or not _gradients.needs_norms(h):
+            return _gradients.averaging(divisor, total)
+        if h.global_clipnorm is None:
+            return _gradients.clipping(h.clipnorm, norms, total, divisor)
+        return _gradients.clipping(h.global_clipnorm, np.array([total]), total, divisor)
+
     @contextmanager
     def _built_for_good(self) -> Iterator[None]:
         """Let a build inside the block be undone where the block fails."""
-        before = self._exclusions, list(self._excluded_arrays)
+        before = self.exclusions, list(self._excluded_arrays)
         try:
             yield
         except BaseException:
             self.model = None
-            self._exclusions, self._excluded_arrays = before
+            self.exclusions, self._excluded_arrays = before
             raise
 
     def __getstate__(self) -> dict[str, Any]:
@@ -223,10 +223,7 @@ class Run:
     def check_trained(self) -> None:
         """Refuse to go on while the variables hold their averages."""
         if self._holds_averages:
-            raise RuntimeError(
-                "inside averaged() the optimizer must be left alone, received a call of it there;"
-                " the variables hold their averages only for the block"
-            )
+            raise RuntimeError(_messages.averages_held())
 
     def finalize(self, variables: Any) -> None:
         """Set variables, or all, to their moving averages where they have one."""
@@ -258,49 +255,17 @@ class Run:
 
     def metrics(self, loss_scale: float | None) -> dict[str, float]:
         """Return what is known anyway as plain numbers."""
-        counters, rates, scaling = self.counters, self._rates, self._scaling
-        known = {
-            "learning_rate": None if rates is None else rates.learning_rate,
-            "gradient_norm": None if scaling is None else scaling.gradient_norm,
-            "clip_scale": None if scaling is None else scaling.clip_scale,
-            "loss_scale": loss_scale,
-        }
-        return {
-            "calls": counters.calls,
-            "updates": counters.updates,
-            "skipped_calls": counters.skipped_calls,
-            **{name: value for name, value in known.items() if value is not None},
-        }
+        return _metrics.metrics(self.counters, self._rates, self._scaling, loss_scale)
 
     def config(self) -> dict[str, Any]:
         """Return the configuration, ready for JSON."""
         if self._excluded_arrays:
-            raise ValueError(
-                "the configuration must name the variables that exclude_from_weight_decay was"
-                " given as arrays, received a call before they have names; build the optimizer"
-                " first"
-            )
-        config = hyper.to_config(self.hyperparameters)
-        if self._exclusions != Exclusions():
-            config["exclude_from_weight_decay"] = self._exclusions.to_config()
-        return config
+            raise ValueError(_messages.excluded_unnamed())
+        return _configuration.to_config(self.hyperparameters, self.exclusions)
 
     @classmethod
     def from_config(
         cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None
     ) -> Run:
         """Return a run with the configuration of another, of any door or of Keras."""
-        if not isinstance(config, Mapping):
-            raise TypeError(
-                f"config must be a dict, received {config!r} ({type(config).__name__}); pass what"
-                " get_config() returned"
-            )
-        arguments = dict(config)
-        excluded = arguments.pop("exclude_from_weight_decay", None)
-        exclusions = Exclusions() if excluded is None else Exclusions.from_config(excluded)
-        return cls(hyper.from_config(arguments, custom_objects), exclusions)
-
-
-def _listed(names: list[str]) -> str:
-    more = ", ..." if len(names) > _NAMED_IN_A_MESSAGE else ""
-    return ", ".join(names[:_NAMED_IN_A_MESSAGE]) + more
+        return cls(*_configuration.from_config(config, custom_objects))

@@ -10,6 +10,7 @@ import ctypes
 import platform
 from typing import Any
 
+import numpy as np
 from llvmlite import binding
 
 ABSENT_KIND = "absent"
@@ -37,3 +38,6 @@ C_TYPES: dict[str, Any] = {
     "float64*": ctypes.c_void_p,
 }
 """How C passes a parameter of each kind: formats, numbers and addresses."""
+
+C_BYTES = np.array([ctypes.sizeof(C_TYPES[name]) for name in FORMATS])
+"""The size of an element of each of `FORMATS`."""

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 
 from oneadam._engines.cpu.compiled import compiled
 from oneadam._engines.cpu.formats import FORMATS
+from oneadam._engines.gradients import LOOK_CLOSER
 
 Formats = NDArray[np.int8]
 Int64s = NDArray[np.int64]
-
-LOOK_CLOSER = -1
 
 # NumPy's flags, as its C API numbers them.
 CONTIGUOUS, ALIGNED, WRITEABLE = 0x0001, 0x0100, 0x0400

@@ -1,7 +1,8 @@
-"""The NumPy door against the oracle."""
+"""Every door against the oracle."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from scenarios import (
     scenarios,
 )
 
-from oneadam.numpy import Adam, LossScaleOptimizer
+from oneadam import numpy as numpy_door
 
 G = Gradient()
 EVERYTHING: dict[str, Any] = {
@@ -33,19 +34,36 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def through(scenario: Scenario, **options: Any) -> Run:
-    """Takes the NumPy door through a scenario."""
-    return run(Adam, scenario, wrap=LossScaleOptimizer, **options)
+def torch_door() -> Any:
+    """The torch door, behind the interface of the NumPy door."""
+    pytest.importorskip("torch")
+    import torch_as_numpy
+
+    return torch_as_numpy
+
+
+DOORS: dict[str, Callable[[], Any]] = {"numpy": lambda: numpy_door, "torch": torch_door}
+
+
+@pytest.fixture(params=DOORS, scope="module")
+def door(request: pytest.FixtureRequest) -> Any:
+    """A module with `Adam` and `LossScaleOptimizer`."""
+    return DOORS[request.param]()
+
+
+def through(door: Any, scenario: Scenario, **options: Any) -> Run:
+    """Takes a door through a scenario."""
+    return run(door.Adam, scenario, wrap=door.LossScaleOptimizer, **options)
 
 
 @given(scenarios())
-def test_agrees_whatever_is_drawn(scenario: Scenario) -> None:
-    check(Adam, scenario)
+def test_agrees_whatever_is_drawn(door: Any, scenario: Scenario) -> None:
+    check(door.Adam, scenario)
 
 
 @given(scenarios(loss_scale=True))
-def test_agrees_under_a_dynamic_loss_scale_whatever_is_drawn(scenario: Scenario) -> None:
-    check(Adam, scenario, wrap=LossScaleOptimizer)
+def test_agrees_under_a_dynamic_loss_scale_whatever_is_drawn(door: Any, scenario: Scenario) -> None:
+    check(door.Adam, scenario, wrap=door.LossScaleOptimizer)
 
 
 @pytest.mark.parametrize(
@@ -61,91 +79,93 @@ def test_agrees_under_a_dynamic_loss_scale_whatever_is_drawn(scenario: Scenario)
     ids=str,
 )
 @pytest.mark.parametrize("kind", ["steady", "noisy"])
-def test_thousand_updates(config: dict[str, Any], kind: str) -> None:
+def test_thousand_updates(door: Any, config: dict[str, Any], kind: str) -> None:
     scenario = constant(config, calls=1000, gradient=Gradient(kind=kind))
-    assert through(scenario, compare_at=lambda index: index % 100 == 0).oracle.updates == 1000
+    assert through(door, scenario, compare_at=lambda index: index % 100 == 0).oracle.updates == 1000
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
-def test_thousand_updates_of_other_dtypes(dtype: str) -> None:
+def test_thousand_updates_of_other_dtypes(door: Any, dtype: str) -> None:
     variables = (Variable("kernel", (4,), dtype), Variable("bias", (2,), dtype))
     scenario = constant(EVERYTHING, calls=1000, variables=variables, gradient=Gradient(dtype))
-    through(scenario, compare_at=lambda index: index % 100 == 0)
+    through(door, scenario, compare_at=lambda index: index % 100 == 0)
 
 
 @pytest.mark.parametrize("limit", [1e-3, 1.0, 1e6])
 @pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm", "clipvalue"])
 @pytest.mark.parametrize("kind", ["wide", "huge"])
 def test_extreme_gradients_are_clipped_without_overflow_or_underflow(
-    kind: str, clip: str, limit: float
+    door: Any, kind: str, clip: str, limit: float
 ) -> None:
     variables = (Variable("kernel", (5, 7)), Variable("bias", (3,)))
     gradient = Gradient(kind=kind)
-    through(constant({clip: limit}, calls=4, variables=variables, gradient=gradient))
+    through(door, constant({clip: limit}, calls=4, variables=variables, gradient=gradient))
 
 
 @pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])
-def test_tiny_gradients_are_not_lost_to_an_underflowing_norm(clip: str) -> None:
+def test_tiny_gradients_are_not_lost_to_an_underflowing_norm(door: Any, clip: str) -> None:
     gradient = Gradient(size=1e-25)
-    through(constant({clip: 1e-26}, calls=1, gradient=gradient))
+    through(door, constant({clip: 1e-26}, calls=1, gradient=gradient))
 
 
-def test_accumulated_gradients_near_the_largest_number_are_judged_by_their_sum() -> None:
+def test_accumulated_gradients_near_the_largest_number_are_judged_by_their_sum(door: Any) -> None:
     config = {"gradient_accumulation_steps": 2, "on_nonfinite": "skip", "clipnorm": 1.0}
-    both = through(constant(config, calls=3, gradient=Gradient(kind="huge")))
+    both = through(door, constant(config, calls=3, gradient=Gradient(kind="huge")))
     assert both.oracle.skipped_calls == 2
 
 
 @pytest.mark.parametrize("beta_2", [0.0, 0.5, 0.9, 0.999, 0.99999, 0.9999999])
 @pytest.mark.parametrize("beta_1", [0.0, 0.5, 0.9, 0.999, 0.9999999])
-def test_betas_from_zero_to_almost_one(beta_1: float, beta_2: float) -> None:
+def test_betas_from_zero_to_almost_one(door: Any, beta_1: float, beta_2: float) -> None:
     config = {"beta_1": beta_1, "beta_2": beta_2}
-    through(constant(config, calls=10, gradient=Gradient(kind="steady")))
+    through(door, constant(config, calls=10, gradient=Gradient(kind="steady")))
 
 
-def test_betas_and_learning_rate_may_change_on_every_call() -> None:
+def test_betas_and_learning_rate_may_change_on_every_call(door: Any) -> None:
     config = {
         "learning_rate": Dial((0.1, 0.01, 0.03)),
         "beta_1": Dial((0.9, 0.8)),
         "beta_2": Dial((0.999, 0.99)),
         "gradient_accumulation_steps": 2,
     }
-    through(constant(config, calls=9))
+    through(door, constant(config, calls=9))
 
 
 @pytest.mark.parametrize("config", [{}, EVERYTHING, {"gradient_accumulation_steps": 3}], ids=str)
-def test_a_variable_unfrozen_late_starts_like_a_new_one(config: dict[str, Any]) -> None:
+def test_a_variable_unfrozen_late_starts_like_a_new_one(door: Any, config: dict[str, Any]) -> None:
     steps = (Call((G, None)),) * 200 + (Call((G, G)),) * 20
-    through(constant(config, steps=steps), compare_at=lambda index: index > 195)
+    through(door, constant(config, steps=steps), compare_at=lambda index: index > 195)
 
 
-def test_a_flushed_window_is_an_update_like_another() -> None:
+def test_a_flushed_window_is_an_update_like_another(door: Any) -> None:
     config = {**EVERYTHING, "gradient_accumulation_steps": 3, "ema_overwrite_frequency": 2}
     whole, part = Call((G, G)), Call((None, G))
-    through(constant(config, steps=(whole, Flush(), part, whole, Flush(), Flush(), *[part] * 4)))
+    through(
+        door, constant(config, steps=(whole, Flush(), part, whole, Flush(), Flush(), *[part] * 4))
+    )
 
 
-def test_large_and_many_tensors() -> None:
+def test_large_and_many_tensors(door: Any) -> None:
     variables = (
         Variable("large", (70_001,)),
         Variable("odd", (333, 11), layout="strided"),
         Variable("half", (2_049,), "bfloat16"),
         *(Variable(f"small_{i}", (i % 5,)) for i in range(300)),
     )
-    through(constant(EVERYTHING, calls=2, variables=variables))
+    through(door, constant(EVERYTHING, calls=2, variables=variables))
 
 
-def test_many_nonfinite_calls_and_recoveries_under_a_dynamic_loss_scale() -> None:
+def test_many_nonfinite_calls_and_recoveries_under_a_dynamic_loss_scale(door: Any) -> None:
     broken = Call((Gradient(poison=float("inf")), G))
     whole = Call((G, None))
     steps = (whole, broken, whole, whole, *[broken] * 12, *[whole] * 30)
     scale = {"initial_scale": 2.0**6, "dynamic_growth_steps": 3, "minimum_scale": 0.5}
     config = {**EVERYTHING, "gradient_accumulation_steps": 2}
-    through(constant(config, steps=steps, loss_scale=scale))
+    through(door, constant(config, steps=steps, loss_scale=scale))
 
 
-def test_metrics_tell_what_the_last_call_used() -> None:
-    optimizer = Adam(learning_rate=ByCalls(0.1), global_clipnorm=2.0)
+def test_metrics_tell_what_the_last_call_used(door: Any) -> None:
+    optimizer = door.Adam(learning_rate=ByCalls(0.1), global_clipnorm=2.0)
     variables = [np.zeros(2, np.float32), np.zeros((), np.float32)]
     gradients = [np.array([3.0, 4.0], np.float32), np.array(12.0, np.float32)]
     optimizer.build(variables)

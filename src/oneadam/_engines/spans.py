@@ -1,0 +1,56 @@
+"""Stretches of memory, and which gradients share some with what an update writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneadam._engines.cpu.formats import C_BYTES
+from oneadam._engines.gradients import ABSENT, LOOK_CLOSER, Gradients
+
+Int64s = NDArray[np.int64]
+Span = tuple[int, int]
+"""The first address of something, and that after its last byte."""
+
+
+class Spans:
+    """The memory that an update writes, in ascending order.
+
+    Args:
+        spans: of the arrays, those without elements left out.
+    """
+
+    def __init__(self, spans: list[Span]) -> None:
+        pairs = np.array(spans, np.int64).reshape(-1, 2)
+        self._starts, ends = np.ascontiguousarray(pairs[np.argsort(pairs[:, 0], kind="stable")].T)
+        # Strided arrays may interlace; an end counts for all that start before it.
+        self._ends = np.maximum.accumulate(ends)
+
+    def shared(
+        self,
+        gradients: Gradients,
+        addresses: Int64s,
+        sizes: Int64s,
+        span: Callable[[int], Span],
+    ) -> list[int]:
+        """Return which gradients may share memory with these.
+
+        Args:
+            gradients: of a call.
+            addresses: where they lie, as far as the kernels can take them.
+            sizes: their numbers of elements.
+            span: of the gradient with a number, for those that the kernels cannot take.
+        """
+        formats = gradients.formats
+        starts, ends = addresses.copy(), addresses.copy()
+        plain = (formats >= 0) & (formats < ABSENT)
+        ends[plain] += sizes[plain] * C_BYTES[formats[plain]]
+        for row in np.flatnonzero(formats == LOOK_CLOSER).tolist():
+            starts[row], ends[row] = span(row)
+        last = np.searchsorted(self._starts, ends, side="left") - 1
+        present = (last >= 0) & (formats != ABSENT) & (starts < ends)
+        shares = self._ends[last[present]] > starts[present]
+        overlapping: list[int] = np.flatnonzero(present)[shares].tolist()
+        return overlapping

@@ -1,0 +1,1 @@
+"""Tensors of PyTorch as the engines see them."""

@@ -1,0 +1,393 @@
+"""A run of the optimizer: what it is configured to do, how far it has come, and on what."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from oneadam import _exclusions, _gradients, _interrupts, _messages, _plan, _state
+from oneadam._engines import Options
+from oneadam._exclusions import Exclusions
+from oneadam._gradients import Scaling
+from oneadam._hyperparameters import Hyperparameters, Rates, check_compute_dtype
+from oneadam._messages import listed
+from oneadam._metrics import metrics
+from oneadam._plan import Call, Counters, Settings
+from oneadam._warnings import warn
+from oneadam.torch import _parameters, _sharding, _slots
+from oneadam.torch._groups import Group, Groups
+from oneadam.torch._model import Model, Seen
+
+Float64s = NDArray[np.float64]
+
+
+class Run:
+    """What `Adam` and `LossScaleOptimizer` drive: plan, then act.
+
+    Args:
+        optimizer: which has the groups of parameters and the state.
+        hyperparameters: of all parameters, where a group has none of its own.
+        exclusions: from weight decay.
+        process_group: over which plain parameters are spread, if they are.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        hyperparameters: Hyperparameters,
+        exclusions: Exclusions,
+        process_group: Any,
+    ) -> None:
+        self._optimizer = optimizer
+        self.groups = Groups(hyperparameters)
+        self.exclusions = exclusions
+        self._process_group = process_group
+        self._model: Model | None = None
+        self._rates: Rates | None = None
+        self._scaling: Scaling | None = None
+        self._warned_of: set[tuple[str, ...]] = set()
+        self._holds_averages = False
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """The optimizer's, where a group has none of its own."""
+        return self.groups.base
+
+    @property
+    def param_groups(self) -> list[Group]:
+        """The optimizer's groups."""
+        return self._optimizer.param_groups
+
+    @property
+    def counters(self) -> Counters:
+        """How far the optimizer has come; it stands in every group, where checkpoints find it."""
+        return Counters(*(self.param_groups[0].get(name, 0) for name in Counters._fields))
+
+    @counters.setter
+    def counters(self, counters: Counters) -> None:
+        for group in self.param_groups:
+            group.update(counters._asdict())
+
+    def names(self) -> list[str]:
+        """Return the names of all parameters; their numbers where they have none."""
+        given = [name for group in self.param_groups for name in group.get("param_names", ())]
+        return given or [str(number) for number, _ in enumerate(self.parameters())]
+
+    def parameters(self) -> list[Tensor]:
+        """Return all parameters in the order of the groups."""
+        return list(chain.from_iterable(group["params"] for group in self.param_groups))
+
+    def check_group(self, group: Group) -> None:
+        """Refuse a new group of which something does not fit."""
+        self.groups.enter(group)
+        every = dict(zip(self.names(), self.parameters(), strict=True))
+        if len(every) != len(self.parameters()):
+            raise ValueError(
+                f"parameters must have different names, received {listed(self.names())}; rename"
+                " one of those that are alike"
+            )
+        for name, param in every.items():
+            _parameters.check_parameter(name, param)
+            computed = "float64" if param.dtype == torch.float64 else "float32"
+            check_compute_dtype(self.groups.of(group), computed, name)
+        _parameters.check_separate(every, map(_sharding.local, every.values()))
+
+    def exclude_from_weight_decay(
+        self, var_list: Iterable[Any] | None, var_names: Iterable[Any] | None
+    ) -> None:
+        """Exempt parameters from weight decay, before the first step."""
+        if self._optimizer.state:
+            raise RuntimeError(_messages.excluded_too_late("the first step"))
+        listed_there = _exclusions.entries("var_list", () if var_list is None else var_list)
+        names = self.names()
+        exact = [self.row(entry) for entry in listed_there]
+        self.exclusions = self.exclusions.extended(
+            names=[names[row] for row in exact],
+            var_names=() if var_names is None else var_names,
+        )
+        self._model = None
+
+    def row(self, variable: Any) -> int:
+        """Return the number of a parameter, given itself or its name."""
+        if isinstance(variable, str):
+            if variable in self.names():
+                return self.names().index(variable)
+            raise ValueError(
+                f"parameters must be among the optimizer's, received the name {variable!r}; it"
+                f" knows {listed(self.names())}"
+            )
+        for row, param in enumerate(self.parameters()):
+            if param is variable:
+                return row
+        if not isinstance(variable, Tensor):
+            raise TypeError(_messages.excluded_no_variable(variable, "[model.bias, 'norm.weight']"))
+        raise ValueError(
+            "parameters must be the very tensors that the optimizer was given, received another"
+            f" {type(variable).__name__} of shape {tuple(variable.shape)}; pass that, or a name"
+        )
+
+    def model(self) -> Model:
+        """Return the parameters with their state, found anew where something was exchanged."""
+        groups, state = self.param_groups, self._optimizer.state
+        if self._model is None or not self._model.is_current(groups, state):
+            model = Model(groups, self.names(), state, self.hyperparameters, self._process_group)
+            excluded = [self.exclusions.covers(name) for name in model.names]
+            model.decayed = ~np.array(excluded, np.bool_)
+            self._model = model
+        return self._model
+
+    def take(
+        self, loss_scale: float | None, on_nonfinite: str, found_inf: bool | None = None
+    ) -> None:
+        """Take one call, or skip it; the counters tell.
+
+        Args:
+            loss_scale: what the gradients are divided by.
+            on_nonfinite: what an inf or NaN does.
+            found_inf: whether a scaler has found one here; None where none has looked.
+        """
+        self.check_trained()
+        if self._is_made_for_loading():
+            self.model()
+            return
+        model = self.model()
+        grads = [param.grad for param in model.params]
+        self._check_present(model, grads)
+        self._act(model, grads, _plan.plan_call, loss_scale, on_nonfinite, found_inf)
+
+    @torch.no_grad()
+    def flush(self) -> None:
+        """Close an incomplete accumulation window, if there is one."""
+        if not self.counters.accumulated_calls:
+            return
+        self.check_trained()
+        model, on_nonfinite = self.model(), self.hyperparameters.on_nonfinite
+        none = [None] * len(model.params)
+        self._act(model, none, _plan.plan_flush, None, on_nonfinite, None)
+
+    def _is_made_for_loading(self) -> bool:
+        """Return whether this is how torch.distributed.checkpoint has state made to load into.
+
+        It sets all learning rates and all gradients to zero and takes a step, which is not to
+        count.
+        """
+        if self._optimizer.state or not all(map(self.groups.was_set_to_zero, self.param_groups)):
+            return False
+        grads = [param.grad for param in self.parameters() if param.grad is not None]
+        return bool(grads) and not any(_sharding.local(grad).any() for grad in grads)
+
+    def _check_present(self, model: Model, grads: list[Any]) -> None:
+        """Refuse a call without any gradient, and warn of trained parameters that have none."""
+        missing = [row for row, grad in enumerate(grads) if grad is None]
+        if grads and not missing:
+            return
+        if len(missing) == len(grads) and self._process_group is None:
+            raise ValueError(_messages.no_gradient())
+        names = tuple(model.names[row] for row in missing if model.params[row].requires_grad)
+        if names and names not in self._warned_of:
+            warn(_messages.missing_gradients(names))
+            self._warned_of.add(names)
+
+    def _act(
+        self,
+        model: Model,
+        grads: list[Any],
+        plan: Callable[[Hyperparameters, Counters], Call],
+        loss_scale: float | None,
+        on_nonfinite: str,
+        found_inf: bool | None,
+    ) -> None:
+        h, counters = self.hyperparameters, self.counters
+        rates = [self.groups.now(group, counters.calls) for group in self.param_groups]
+        call = plan(h, counters)
+        decays = any(group["weight_decay"] for group in self.param_groups)
+        options = Options(loss_scale, None, decays, call.overwrite)
+        # From here on no foreign code runs, so that the tensors stay where they are found.
+        with _interrupts.held_back():
+            seen = model.look(grads)
+            norms = self._norms(model, seen, options, call, on_nonfinite)
+            if self._is_to_be_skipped(model, norms, on_nonfinite, found_inf):
+                self.counters = counters._replace(skipped_calls=counters.skipped_calls + 1)
+                return
+            if call.updates:
+                self._update(model, seen, call, rates, options, norms)
+            else:
+                model.accumulate(seen, options)
+            self.counters, self._rates = call.after, rates[0]
+
+    def _norms(
+        self, model: Model, seen: Seen, options: Options, call: Call, on_nonfinite: str
+    ) -> _Norms | None:
+        """Return the norms of the gradients over all processes, where they are needed."""
+        groups = [self.groups.of(group) for group in self.param_groups]
+        clips = call.updates and any(map(_gradients.needs_norms, groups))
+        if not clips and on_nonfinite == "propagate":
+            return None
+        here = model.norms(seen, options)
+        if model.sums.is_local:
+            return _Norms(here, _gradients.total_norm(here))
+        clips_each = call.updates and any(h.clipnorm is not None for h in groups)
+        each = here
+        if clips_each or on_nonfinite == "raise":
+            each = np.sqrt(model.sums.of_each(here * here))
+            if self._process_group is None:
+                return _Norms(each, _gradients.total_norm(each))
+        return _Norms(each, math.sqrt(model.sums.of_all(here * here)))
+
+    def _is_to_be_skipped(
+        self, model: Model, norms: _Norms | None, on_nonfinite: str, found_inf: bool | None
+    ) -> bool:
+        """Return whether this call is to change nothing, the same in all processes."""
+        if found_inf is not None and model.sums.any(found_inf):
+            return True
+        if on_nonfinite == "propagate" or norms is None or math.isfinite(norms.total):
+            return False
+        if on_nonfinite == "raise":
+            rows = np.flatnonzero(~np.isfinite(norms.each)).tolist()
+            names = [model.names[row] for row in rows] or ["a parameter of another process"]
+            raise FloatingPointError(_messages.nonfinite_gradients(names))
+        return True
+
+    def _update(
+        self,
+        model: Model,
+        seen: Seen,
+        call: Call,
+        rates: list[Rates],
+        options: Options,
+        norms: _Norms | None,
+    ) -> None:
+        participants = model.participants(seen)
+        groups = [self.groups.of(group) for group in self.param_groups]
+        scaling = self._scaled(model, groups, norms, call.divisor)
+
+        def column(values: list[Any]) -> Any:
+            alike = all(value == values[0] for value in values)
+            return values[0] if alike else np.array(values)[model.group_of]
+
+        scalars = _plan.scalars(
+            Settings(
+                Rates(*map(column, map(list, zip(*rates, strict=True)))),
+                column([h.epsilon for h in groups]),
+                column([h.weight_decay or 0.0 for h in groups]),
+                self.hyperparameters.epsilon_hat,
+                self.hyperparameters.ema_momentum,
+            ),
+            steps=_plan.steps(model.updates, participants),
+            decayed=model.decayed,
+            averaged=model.averaged,
+            grad_scales=scaling.factors,
+        )
+        model.update(seen, participants, scalars, options)
+        self._scaling = scaling
+
+    def _scaled(
+        self, model: Model, groups: list[Hyperparameters], norms: _Norms | None, divisor: int
+    ) -> Scaling:
+        """Return how the window's sums are averaged and clipped by norm."""
+        if norms is None or not any(map(_gradients.needs_norms, groups)):
+            return _gradients.averaging(divisor, None if norms is None else norms.total)
+        limit = self.hyperparameters.global_clipnorm
+        if limit is not None:
+            return _gradients.clipping(limit, np.array([norms.total]), norms.total, divisor)
+        limits = np.array([math.inf if h.clipnorm is None else h.clipnorm for h in groups])
+        return _gradients.clipping(limits[model.group_of], norms.each, norms.total, divisor)
+
+    def check_trained(self) -> None:
+        """Refuse to go on while the parameters hold their averages."""
+        if self._holds_averages:
+            raise RuntimeError(_messages.averages_held())
+
+    def finalize(self, variables: Any) -> None:
+        """Set parameters, or all, to their moving averages where they have one."""
+        self.check_trained()
+        model = self.model()
+        with _interrupts.held_back(), torch.no_grad():
+            for row, average in self._averages(model, variables).items():
+                model.locals[row].copy_(average)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the parameters hold their moving averages for a block."""
+        self.check_trained()
+        model = self.model()
+        averages = self._averages(model, None)
+        trained = {row: model.locals[row].clone() for row in averages}
+        try:
+            self._holds_averages = True
+            with torch.no_grad():
+                for row, average in averages.items():
+                    model.locals[row].copy_(average)
+            yield
+        finally:
+            with _interrupts.held_back(), torch.no_grad():
+                for row, values in trained.items():
+                    model.locals[row].copy_(values)
+                self._holds_averages = False
+
+    def _averages(self, model: Model, variables: Any) -> dict[int, Tensor]:
+        """Return the averages of parameters, or of all, by their rows in the model."""
+        if variables is None:
+            return model.averages_of(range(len(model.params)))
+        if isinstance(variables, (str, Tensor)):
+            variables = [variables]
+        elif isinstance(variables, Mapping):
+            variables = list(variables.values())
+        every = self.parameters()
+        wanted = {id(every[self.row(_unnamed(variable))]) for variable in variables}
+        return model.averages_of(r for r, p in enumerate(model.params) if id(p) in wanted)
+
+    def keys(self, group: Group) -> tuple[str, ...]:
+        """Return the keys of the state of a group's parameters."""
+        h = dataclasses.replace(self.hyperparameters, amsgrad=group["amsgrad"])
+        return _slots.keys_of(_state.array_slots(h))
+
+    def replace(self, state: Any, groups: list[Group] | None = None) -> None:
+        """Put state, and groups if they are given, in the place of the optimizer's."""
+        self._model = None
+        self._optimizer.state = state
+        if groups is not None:
+            self._optimizer.param_groups = groups
+
+    def check_whole(self) -> None:
+        """Refuse where each process has only some of the parameters, and none of the others."""
+        if self._process_group is not None:
+            raise RuntimeError(
+                "a portable checkpoint must have the state of all parameters, received a call"
+                " where process_group spreads them; save the consolidated state_dict() of"
+                " ZeroRedundancyOptimizer"
+            )
+
+    def learning_rate(self) -> float:
+        """Return the learning rate of the first group for the next call."""
+        return self.groups.learning_rate(self.param_groups[0], self.counters.calls)
+
+    def metrics(self, loss_scale: float | None) -> dict[str, float]:
+        """Return what is known anyway as plain numbers."""
+        return metrics(self.counters, self._rates, self._scaling, loss_scale)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.check_trained()
+        return vars(self) | {"_model": None}
+
+
+class _Norms(NamedTuple):
+    """The norms of the gradients over all processes."""
+
+    each: Float64s
+    """Of each parameter; where nothing needs more, only of its part in this process."""
+    total: float
+
+
+def _unnamed(variable: Any) -> Any:
+    """Return the parameter of a pair of a name and a parameter."""
+    return variable[1] if isinstance(variable, tuple) and len(variable) == 2 else variable
