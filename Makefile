@@ -48,5 +48,5 @@ $(VENV)/.installed-demo: $(PINS) | $(VENV)/.made
 
 $(VENV)/.installed-all: $(PINS) | $(VENV)/.made
 	@echo "Installing oneadam, its tools and all frameworks into $(VENV), once; some minutes."
-	@$(PIP) torch==2.13.0 jax -e '.[cli,test,dev]'
+	@$(PIP) torch==2.13.0 jax -e '.[cli,lightning,transformers,test,dev]'
 	@touch $(VENV)/.installed-demo $@

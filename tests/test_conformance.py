@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -42,13 +42,17 @@ def torch_door() -> Any:
     return torch_as_numpy
 
 
-DOORS: dict[str, Callable[[], Any]] = {"numpy": lambda: numpy_door, "torch": torch_door}
-
-
-@pytest.fixture(params=DOORS, scope="module")
-def door(request: pytest.FixtureRequest) -> Any:
+@pytest.fixture(params=["numpy", "torch", "torch as on a device"], scope="module")
+def door(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A module with `Adam` and `LossScaleOptimizer`."""
-    return DOORS[request.param]()
+    if request.param == "numpy":
+        yield numpy_door
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch as on a device":
+            pytest.importorskip("torch")
+            patch.setattr("oneadam._engines.torch.tensors.is_host", lambda device: False)
+        yield torch_door()
 
 
 def through(door: Any, scenario: Scenario, **options: Any) -> Run:

@@ -113,22 +113,35 @@ class Rates(NamedTuple):
     beta_2: float
 
 
-def now(hyperparameters: Hyperparameters, calls: int) -> Rates:
+def now(
+    hyperparameters: Hyperparameters, calls: int, answers: dict[int, float] | None = None
+) -> Rates:
     """Return the rates of one call; each callable is evaluated once.
 
     Args:
         hyperparameters: the optimizer's.
         calls: the number of calls finished before this one.
+        answers: what callables have answered at this call already, by their identity; what is
+            evaluated is added.
 
     Raises:
         TypeError: if a callable returns something other than a number.
         ValueError: if a callable returns a number out of the argument's range.
     """
-    return Rates(
-        learning_rate_now(hyperparameters, calls),
-        _evaluate("beta_1", hyperparameters.beta_1, arguments.BETA, ()),
-        _evaluate("beta_2", hyperparameters.beta_2, arguments.BETA, ()),
-    )
+    answers = {} if answers is None else answers
+    rates = []
+    for name in Rates._fields:
+        value = getattr(hyperparameters, name)
+        if id(value) not in answers or not callable(value):
+            answers[id(value)] = _now(name, hyperparameters, calls)
+        rates.append(answers[id(value)])
+    return Rates(*rates)
+
+
+def _now(name: str, hyperparameters: Hyperparameters, calls: int) -> float:
+    if name == "learning_rate":
+        return learning_rate_now(hyperparameters, calls)
+    return _evaluate(name, getattr(hyperparameters, name), arguments.BETA, ())
 
 
 def learning_rate_now(hyperparameters: Hyperparameters, calls: int) -> float:

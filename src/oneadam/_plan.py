@@ -9,13 +9,8 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from oneadam._hyperparameters import Hyperparameters, Rates
-
-Bools = NDArray[np.bool_]
-Counts = NDArray[Any]
-"""Whole numbers, as integers or as floats."""
 
 
 class Counters(NamedTuple):
@@ -139,11 +134,19 @@ def scalars(
     )
 
 
-def steps(updates: Counts, participants: Bools) -> Counts:
-    """Return t for each variable, or once where it is the same for all, this update included."""
+def steps(updates: Any, participants: Any, xp: Any = np) -> Any:
+    """Return t for each variable, or once where it is the same for all, this update included.
+
+    Args:
+        updates: the number of updates that each variable has taken part in.
+        participants: bool, which variables take part in this one.
+        xp: the namespace of both.
+    """
     # A variable that sits its first updates out has no t yet, and its scalars no use.
-    counts: Counts = np.maximum(updates + participants, 1)
-    return counts[:1] if len(counts) and (counts == counts[0]).all() else counts
+    counts = xp.maximum(updates + participants, 1)
+    if xp is np and len(counts) and (counts == counts[0]).all():
+        return counts[:1]
+    return counts
 
 
 def _weights(beta: Any, xp: Any) -> tuple[Any, Any]:

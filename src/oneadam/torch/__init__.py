@@ -11,6 +11,15 @@ Example:
     1
 """
 
+from importlib.util import find_spec
+
+if find_spec("torch") is None:
+    raise ModuleNotFoundError(
+        "oneadam.torch needs PyTorch, which is not installed; install it with"
+        " pip install 'oneadam[torch]'",
+        name="torch",
+    )
+
 from oneadam.torch._adam import Adam
 from oneadam.torch._loss_scale import LossScaleOptimizer
 

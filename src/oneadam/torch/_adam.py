@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from oneadam import _configuration
+from oneadam._engines.torch import tensors
 from oneadam._exclusions import Exclusions
 from oneadam._hyperparameters import Hyperparameters
 from oneadam._plan import Counters
 from oneadam.torch import _groups, _native, _saved
+from oneadam.torch._compiler import uncompiled
 from oneadam.torch._run import Run
 
 Number = Any
@@ -139,6 +142,7 @@ class Adam(torch.optim.Optimizer):
             raise
         group.update(counters._asdict())
 
+    @uncompiled
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one call: update the parameters with their gradients, or accumulate these.
@@ -170,10 +174,16 @@ class Adam(torch.optim.Optimizer):
             )
         # Where the gradients were unscaled before, the scaler gives no scale.
         scale = getattr(self, "grad_scale", None)
-        found = bool(found_inf)
-        self._run.take(None if scale is None else float(scale), h.on_nonfinite, found)
+        try:
+            self._run.take(_on_host(scale), h.on_nonfinite, found_inf)
+        except BaseException:
+            # The scaler takes back what it has said only where a step succeeds.
+            for said in ("grad_scale", "found_inf"):
+                vars(self).pop(said, None)
+            raise
         return loss
 
+    @uncompiled
     def flush(self) -> None:
         """Close an incomplete accumulation window with the mean over the calls that it has.
 
@@ -223,12 +233,14 @@ class Adam(torch.optim.Optimizer):
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         self._run.groups.assign_learning_rate(self.param_groups, value)
+        self.defaults["lr"] = value  # of groups that are added later
 
     def scale_loss(self, loss: Any) -> Any:
         """Return the loss times `loss_scale_factor`, to take the gradients of."""
         factor = self._run.hyperparameters.loss_scale_factor
         return loss if factor is None else loss * factor
 
+    @uncompiled
     def finalize_variable_values(self, variables: Any = None) -> None:
         """Set parameters to their moving averages, for good.
 
@@ -305,6 +317,7 @@ class Adam(torch.optim.Optimizer):
         `torch.optim.Adam` and `AdamW` load it; averages and a half-full accumulation window,
         which they do not have, they leave alone.
         """
+        self._run.check_settled()
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -359,3 +372,8 @@ class Adam(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_run": self._run}
+
+
+def _on_host(scale: Tensor | None) -> Any:
+    """Return a scale as a number where nobody has to wait for it."""
+    return float(scale) if scale is not None and tensors.is_host(scale.device) else scale

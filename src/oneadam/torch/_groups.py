@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from oneadam import _arguments as arguments
+from oneadam._engines.torch import tensors
 from oneadam._hyperparameters import Hyperparameters, Rates, learning_rate_now, now
 
 Group = dict[str, Any]
@@ -131,6 +132,11 @@ def spelled(given: Any, default: Mapping[str, Any]) -> Group:
         )
     group = dict(given)
     if not isinstance(group["params"], (Tensor, set)):
+        if not isinstance(group["params"], Iterable):
+            raise TypeError(
+                "params of a group must be a tensor or an iterable of tensors, received"
+                f" {group['params']!r}; pass for example list(model.parameters())"
+            )
         group["params"] = list(group["params"])
         tensors = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
         if len({id(tensor) for tensor in tensors}) != len(tensors):
@@ -160,6 +166,12 @@ def _refuse_twice(given: Mapping[str, Any], ours: str, theirs: str) -> None:
 
 def check_names(group: Mapping[str, Any]) -> None:
     """Refuse a group that has for itself what concerns the whole model."""
+    for name in ("capturable", "differentiable", "foreach", "fused"):
+        if group.get(name):
+            raise ValueError(
+                f"{name} must be left out of a group, for no step is, or need be told to be,"
+                f" received {group[name]!r}"
+            )
     found = [name for name in OF_THE_WHOLE if name in group]
     if found:
         raise ValueError(
@@ -258,10 +270,20 @@ class Groups:
         callables = _callables(before, known)
         return self._remember(group, with_group(self.base, group, callables))
 
-    def now(self, group: Group, calls: int) -> Rates:
-        """Return the rates of a group for one call, and write down those that were computed."""
-        hyperparameters = self.of(group)
-        rates = now(hyperparameters, calls)
+    def now(self, groups: list[Group], calls: int) -> list[Rates]:
+        """Return the rates of all groups for one call, and write down those that were computed.
+
+        A callable is evaluated once, however many groups have it.
+        """
+        answers: dict[int, float] = {}
+        every = [(self.of(group), group) for group in groups]
+        rates = [now(hyperparameters, calls, answers) for hyperparameters, _ in every]
+        return [
+            self._written(group, hyperparameters, own)
+            for (hyperparameters, group), own in zip(every, rates, strict=True)
+        ]
+
+    def _written(self, group: Group, hyperparameters: Hyperparameters, rates: Rates) -> Rates:
         if callable(hyperparameters.learning_rate):
             group["lr"] = rates.learning_rate
         elif isinstance(group["lr"], Tensor):
@@ -292,6 +314,11 @@ class Groups:
         """Return whether somebody has set a group's learning rate to zero."""
         known = self._known.get(id(group))
         return known is not None and group["lr"] == 0.0 and _is_changed(known, "lr")
+
+    def forget_others(self, groups: list[Group]) -> None:
+        """Forget what is known of groups that are no longer there."""
+        there = {id(group) for group in groups}
+        self._known = {key: known for key, known in self._known.items() if key in there}
 
     def follow(self, old: Group, new: Group) -> None:
         """Let a group's callables decide in another group that takes its place."""
@@ -336,12 +363,12 @@ def _callables(before: Hyperparameters, known: Known | None = None) -> dict[str,
 
 
 def _is_changed(known: Known, entry: str) -> bool:
-    before, now_there = known.entries[OWN.index(entry)], known.group[entry]
-    return before is not now_there and before != now_there
+    before, after = known.entries[OWN.index(entry)], known.group[entry]
+    return before is not after and repr(before) != repr(after)  # NaN is not equal to itself
 
 
 def _number_in(tensor: Tensor) -> Any:
     """Return a tensor's number; one on another device stays there."""
-    if tensor.device.type == "cpu":
+    if tensors.is_host(tensor.device):
         return arguments.number("lr", tensor, arguments.LEARNING_RATE)
     return tensor.detach().double()

@@ -17,6 +17,7 @@ from oneadam._state import full
 from oneadam._warnings import warn
 from oneadam.torch import _native, _saved
 from oneadam.torch._adam import Adam
+from oneadam.torch._compiler import uncompiled
 
 Array = NDArray[Any]
 
@@ -130,6 +131,7 @@ class LossScaleOptimizer(torch.optim.Optimizer):
         self._inner.add_param_group(param_group)
         self._scale = scale
 
+    @uncompiled
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one call with gradients of the scaled loss; see `Adam.step`.

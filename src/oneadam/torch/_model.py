@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, compress
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -21,14 +21,16 @@ from oneadam._engines import Buffers, Options
 from oneadam._engines.gradients import Gradients
 from oneadam._engines.host import Host
 from oneadam._engines.torch import rows as rows_engine
+from oneadam._engines.torch import tensors
+from oneadam._engines.torch.device import Device
 from oneadam._engines.torch.sight import Sight
+from oneadam._engines.torch.vectors import Vectors
 from oneadam._hyperparameters import Hyperparameters
 from oneadam._plan import Scalars
 from oneadam.torch import _parameters, _sharding, _slots
 from oneadam.torch._groups import Group
 
 Bools = NDArray[np.bool_]
-Float64s = NDArray[np.float64]
 State = dict[Tensor, dict[str, Any]]
 
 
@@ -46,12 +48,13 @@ class Kind(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Parameters of one kind, and their engine."""
+    """Parameters of one kind on one device, and their engine."""
 
     kind: Kind
     rows: NDArray[np.intp]
-    host: Host
-    sight: Sight
+    engine: Host | Device
+    sight: Sight | Device
+    """What finds out whether the engine has the right tensors."""
 
     def options(self, options: Options) -> Options:
         """Return what holds for every element of these parameters in a call."""
@@ -91,7 +94,6 @@ class Model:
         self.group_of = np.array([number for _, _, number in live], np.intp)
         for name, param in zip(self.names, self.params, strict=True):
             _parameters.check_parameter(name, param)
-        _parameters.check_separate(self.names, map(_sharding.local, self.params))
         self.accumulates = (hyperparameters.gradient_accumulation_steps or 1) > 1
         self.averages = hyperparameters.use_ema
         self.sums = _sharding.Sums(self.params, process_group)
@@ -101,13 +103,19 @@ class Model:
             _state.array_slots(_with_amsgrad(hyperparameters, kind)) for kind in self._kinds
         ]
         self.decayed = np.ones(len(self.params), np.bool_)
-        self._adopt(state)
+        devices = (_sharding.local(param).device for param in self.params)
+        away = [device for device in devices if not tensors.is_host(device)]
+        self.xp: Any = Vectors(away[0]) if away else np
+        """The namespace of what there is one number of for each parameter."""
+        made = self._made_state(state)
+        _check_separate(self.names, self.params, made)
+        self._adopt(state, made)
         self._remember(groups, state)
         self._find_locals()
         self.parts = list(self._made_parts())
 
-    def _adopt(self, state: State) -> None:
-        """Complete the state, and keep the numbers of all parameters side by side."""
+    def _made_state(self, state: State) -> list[dict[str, Tensor]]:
+        """Return the state of each parameter as it was, completed and converted."""
         made: list[dict[str, Tensor]] = []
         for param, group in zip(self.params, self.group_of, strict=True):
             own = state.get(param, {})
@@ -119,17 +127,33 @@ class Model:
                     for key in _slots.keys_of(self._slots[group])
                 }
             )
+        return made
+
+    def _adopt(self, state: State, made: list[dict[str, Tensor]]) -> None:
+        """Take over state, and keep the numbers of all parameters side by side."""
         vectors = {
-            key: torch.stack([_number(own, key) for own in made]) for key in _slots.NUMBERS if made
+            key: torch.stack([_number(own, key) for own in made]).to(self._home(key))
+            for key in _slots.NUMBERS
+            if made
         }
         for row, (param, own) in enumerate(zip(self.params, made, strict=True)):
             own.update({key: vectors[key][row] for key in _slots.NUMBERS if key in own})
-            state[param].update(own)
-        empty = {key: torch.zeros(0, dtype=dtype) for key, dtype in _slots.NUMBERS.items()}
+            state.setdefault(param, {}).update(own)
+        empty = {
+            key: torch.zeros(0, dtype=dtype, device=self._home(key))
+            for key, dtype in _slots.NUMBERS.items()
+        }
         vectors = vectors or empty
-        self.updates: Float64s = vectors["step"].numpy()
         self.in_window: Bools = vectors["in_window"].numpy()
-        self.averaged: Bools = vectors["averaged"].numpy()
+        is_here = self.xp is np
+        self.updates: Any = vectors["step"].numpy() if is_here else vectors["step"]
+        self.averaged: Any = vectors["averaged"].numpy() if is_here else vectors["averaged"]
+
+    def _home(self, key: str) -> torch.device:
+        """Return where the numbers of all parameters are kept."""
+        # Only this device knows whether an update was skipped.
+        is_away = isinstance(self.xp, Vectors) and key != "in_window"
+        return self.xp.device if is_away else torch.device("cpu")
 
     def _remember(self, groups: list[Group], state: State) -> None:
         self._params_of_groups = [list(group["params"]) for group in groups]
@@ -164,13 +188,20 @@ class Model:
         self._spread_rows = {r for r, p in enumerate(self.params) if isinstance(p, DTensor)}
 
     def _made_parts(self) -> Iterator[Part]:
-        for kind in dict.fromkeys(self._kinds):
-            numbers = [number for number, other in enumerate(self._kinds) if other == kind]
-            rows = np.flatnonzero(np.isin(self.group_of, numbers))
-            if len(rows):
-                buffers = self._buffers(rows.tolist(), self._slots[numbers[0]])
+        kinds = [
+            (local.device, self._kinds[group])
+            for local, group in zip(self.locals, self.group_of, strict=True)
+        ]
+        for device, kind in dict.fromkeys(kinds):
+            rows = [row for row, other in enumerate(kinds) if other == (device, kind)]
+            buffers = self._buffers(rows, self._slots[self.group_of[rows[0]]])
+            places = np.array(rows, np.intp)
+            if tensors.is_host(device):
                 sight = Sight(buffers)
-                yield Part(kind, rows, Host(buffers, sight, rows_engine), sight)
+                yield Part(kind, places, Host(buffers, sight, rows_engine), sight)
+            else:
+                engine = Device(buffers)
+                yield Part(kind, places, engine, engine)
 
     def _buffers(self, rows: list[int], slots: Sequence[str]) -> Buffers:
         def column(slot: str) -> list[Tensor] | None:
@@ -200,7 +231,7 @@ class Model:
         for part in self.parts:
             rows = part.rows.tolist()
             closer = partial(self._local_gradient, rows)
-            seen.append(part.host.look([grads[row] for row in rows], closer))
+            seen.append(part.engine.look([grads[row] for row in rows], closer))
         present = np.zeros(len(grads), np.bool_)
         for part, gradients in zip(self.parts, seen, strict=True):
             present[part.rows] = gradients.present
@@ -213,39 +244,81 @@ class Model:
             return found
         return _parameters.local_gradient(self.names[row], self.params[row], self.locals[row], grad)
 
-    def norms(self, seen: Seen, options: Options) -> Float64s:
+    def norms(self, seen: Seen, options: Options) -> Any:
         """Return the norm of each parameter's unscaled gradient here, or of its window's sum."""
-        norms = np.zeros(len(self.params))
+        norms = self.xp.asarray(np.zeros(len(self.params)))
         for part, gradients in zip(self.parts, seen.gradients, strict=True):
-            norms[part.rows] = part.host.norms(
+            found = part.engine.norms(
                 gradients, part.options(options), accumulated=self.accumulates
             )
+            norms[part.rows] = self.xp.asarray(found)
         return norms
 
     def accumulate(self, seen: Seen, options: Options) -> None:
         """Add the gradients to the accumulation window."""
         for part, gradients in zip(self.parts, seen.gradients, strict=True):
-            part.host.accumulate(gradients, part.options(options))
+            part.engine.accumulate(gradients, part.options(options))
         self.in_window |= seen.present
 
     def participants(self, seen: Seen) -> Bools:
         """Return which parameters have had a gradient in the window that this call closes."""
         return seen.present | self.in_window
 
-    def update(self, seen: Seen, participants: Bools, scalars: Scalars, options: Options) -> None:
-        """Update the participants, and the moving averages of all parameters."""
+    def update(
+        self,
+        seen: Seen,
+        participants: Bools,
+        scalars: Scalars,
+        options: Options,
+        skip: Tensor | None,
+    ) -> None:
+        """Update the participants, and the moving averages of all parameters.
+
+        Args:
+            seen: the gradients.
+            participants: which parameters have had one.
+            scalars: numbers, or columns of the model's namespace.
+            options: what holds for every element.
+            skip: bool, 0-d, on the device, where it is left to that whether nothing changes.
+        """
+        taken = self.xp.asarray(participants)
+        is_first = ~self.averaged if self.averages else self.averaged
+        if skip is not None:
+            taken, is_first = taken & ~skip, is_first & ~skip
         for part, gradients in zip(self.parts, seen.gradients, strict=True):
-            part.host.update(
-                gradients,
-                _of_rows(scalars, part.rows, len(self.params)),
-                part.options(options),
-                participants=participants[part.rows],
-                accumulated=self.accumulates,
-            )
-        increment_version(self.params)
-        self.updates += participants
+            own = _of_rows(scalars, part.rows, len(self.params))
+            self._update_part(part, gradients, own, part.options(options), participants, skip)
+        changed = self.params if options.overwrite else compress(self.params, participants)
+        increment_version(list(changed))
+        self.updates += taken
+        self.averaged |= is_first
         self.in_window[:] = False
-        self.averaged[:] = self.averages
+
+    def _update_part(
+        self,
+        part: Part,
+        gradients: Gradients,
+        scalars: Scalars,
+        options: Options,
+        participants: Bools,
+        skip: Tensor | None,
+    ) -> None:
+        taking_part, accumulated = participants[part.rows], self.accumulates
+        engine = part.engine
+        if isinstance(engine, Device):
+            engine.update(
+                gradients,
+                scalars,
+                options,
+                participants=taking_part,
+                accumulated=accumulated,
+                skip=skip,
+            )
+        elif skip is None or not skip:
+            scalars = Scalars(*map(_on_host, scalars))
+            engine.update(
+                gradients, scalars, options, participants=taking_part, accumulated=accumulated
+            )
 
     def averages_of(self, rows: Iterable[int]) -> dict[int, Tensor]:
         """Return the averages of the parts here of parameters that have one."""
@@ -272,7 +345,11 @@ def _of_rows(scalars: Scalars, rows: NDArray[np.intp], count: int) -> Scalars:
     """Return the scalars of some parameters."""
     if len(rows) == count:
         return scalars
-    return Scalars(*(c[rows] if np.size(c) == count > 1 else c for c in scalars))
+    return Scalars(*(c[rows] if np.ndim(c) and len(c) == count else c for c in scalars))
+
+
+def _on_host(column: Any) -> Any:
+    return column.cpu().numpy() if isinstance(column, Tensor) else column
 
 
 def _with_amsgrad(hyperparameters: Hyperparameters, kind: Kind) -> Hyperparameters:
@@ -280,7 +357,17 @@ def _with_amsgrad(hyperparameters: Hyperparameters, kind: Kind) -> Hyperparamete
 
 
 def _number(own: dict[str, Tensor], key: str) -> Tensor:
-    return own[key] if key in own else torch.zeros((), dtype=_slots.NUMBERS[key])
+    if key in own:
+        return own[key].cpu()
+    return torch.zeros((), dtype=_slots.NUMBERS[key], device="cpu")
+
+
+def _check_separate(names: list[str], params: list[Tensor], made: list[dict[str, Tensor]]) -> None:
+    every = dict(zip(names, params, strict=True))
+    for name, own in zip(names, made, strict=True):
+        arrays = {key: tensor for key, tensor in own.items() if key not in _slots.NUMBERS}
+        every |= {f"{key} of {name}": tensor for key, tensor in arrays.items()}
+    _parameters.check_separate(list(every), list(map(_sharding.local, every.values())))
 
 
 def _is_live(param: Tensor, state: State) -> bool:

@@ -35,6 +35,7 @@ def load(optimizer: torch.optim.Optimizer, run: Run, state_dict: dict[str, Any])
         state_dict: with `state` and `param_groups`.
     """
     run.check_trained()
+    _check_form(state_dict)
     state_dict = state_dict.copy()
     for before in optimizer._optimizer_load_state_dict_pre_hooks.values():
         given = before(optimizer, state_dict)
@@ -62,6 +63,15 @@ _AFRESH = "started afresh, because the saved state lacks it"
 _LEFT_OUT = "left out, because this optimizer does not use it"
 
 
+def _check_form(state_dict: Any) -> None:
+    is_one = isinstance(state_dict, Mapping) and {"state", "param_groups"} <= state_dict.keys()
+    if not is_one or not all(isinstance(own, Mapping) for own in state_dict["state"].values()):
+        raise TypeError(
+            "state_dict must be what state_dict() of Adam or AdamW returned, received"
+            f" {type(state_dict).__name__}; for the file of save() there is load(path)"
+        )
+
+
 def _check_sizes(groups: Sequence[Group], saved: Sequence[Group]) -> None:
     sizes, others = ([len(group["params"]) for group in which] for which in (groups, saved))
     if sizes != others:
@@ -74,8 +84,13 @@ def _check_sizes(groups: Sequence[Group], saved: Sequence[Group]) -> None:
 def _merged(group: Group, saved: Group, run: Run, told: dict[str, list[str]]) -> Group:
     """Return a group with the saved entries, and its own where the saved one has none."""
     merged = {**{name: group[name] for name in OWN}, **saved, "params": group["params"]}
+    # NaN stands where a callable had not been asked yet.
     if isinstance(merged["lr"], float) and math.isnan(merged["lr"]):
         merged["lr"] = group["lr"]
+    merged["betas"] = tuple(
+        own if isinstance(beta, float) and math.isnan(beta) else beta
+        for beta, own in zip(merged["betas"], group["betas"], strict=True)
+    )
     if "param_names" in group:
         merged["param_names"] = group["param_names"]
     else:
@@ -161,10 +176,9 @@ def _taken(
             taken[key] = _slots.empty(param, key)
             continue
         try:
-            fitted = _slots.fitted(param, key, saved[key])
+            taken[key] = _slots.copied(param, key, saved[key])
         except (TypeError, ValueError) as error:
             raise type(error)(f"{error} (parameter {name!r}); nothing has changed") from error
-        taken[key] = fitted.clone() if fitted is saved[key] else fitted
     return taken
 
 

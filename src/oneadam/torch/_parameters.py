@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from oneadam._engines.torch.tensors import overlaps_itself, span
+from oneadam._engines.torch.tensors import is_dense, overlaps_itself, span
 from oneadam.torch import _sharding
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -61,6 +62,11 @@ def _check_memory(name: str, local: Tensor) -> None:
             f"parameter {name!r} must be dense, received the layout {local.layout}; convert it with"
             " to_dense()"
         )
+    if is_freed(local):
+        raise ValueError(
+            f"parameter {name!r} must have memory, received one whose storage was freed; bring it"
+            " back before the step"
+        )
     if overlaps_itself(local):
         raise ValueError(
             f"parameter {name!r} must not overlap itself, received strides {local.stride()} for"
@@ -68,25 +74,63 @@ def _check_memory(name: str, local: Tensor) -> None:
         )
 
 
-def check_separate(names: Iterable[str], locals_: Iterable[Tensor]) -> None:
-    """Refuse parameters that share memory with one another."""
+def check_separate(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
+    """Refuse tensors that share memory with one another, because each is written to.
+
+    Args:
+        names: what the tensors are called in the error.
+        tensors: strided, the parts in this process.
+    """
     spans = sorted(
-        (str(local.device), *span(local), name)
-        for name, local in zip(names, locals_, strict=True)
-        if local.numel() and is_in_memory(local)
+        (str(tensor.device), *span(tensor), number)
+        for number, tensor in enumerate(tensors)
+        if tensor.numel() and has_address(tensor)
     )
-    for (device, _, end, name), (other_device, start, _, other) in pairwise(spans):
-        # Strided ones may interlace; that is rare enough to be refused with the rest.
-        if device == other_device and start < end:
-            raise ValueError(
-                f"parameters must not share memory, received {name!r} and {other!r} that do; pass a"
-                " tied parameter once, as named_parameters() does"
-            )
+    open_spans: list[tuple[str, int, int]] = []
+    for device, start, end, number in spans:
+        open_spans = [one for one in open_spans if one[0] == device and one[1] > start]
+        for _, _, other in open_spans:
+            if _share_memory(tensors[number], tensors[other]):
+                raise ValueError(
+                    f"parameters and state must not share memory, received {names[other]!r} and"
+                    f" {names[number]!r} that do; pass a tied parameter once, as"
+                    " named_parameters() does, and copy values (copy_) in place of exchanging"
+                    " memory"
+                )
+        open_spans.append((device, end, number))
 
 
-def is_in_memory(local: Tensor) -> bool:
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    """Return whether tensors whose spans overlap have an element in common."""
+    if one.device.type != "cpu" or (is_dense(one) and is_dense(other)):
+        return True
+    try:
+        # The exact answer may take exponential time; what is as odd as that counts as sharing.
+        return np.shares_memory(
+            _as_bytes(one),
+            _as_bytes(other),
+            max_work=100_000,  # type: ignore[arg-type]
+        )
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _as_bytes(tensor: Tensor) -> NDArray[Any]:
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    array: NDArray[Any] = tensor.detach().view(integer).numpy()
+    return array
+
+
+def is_freed(tensor: Tensor) -> bool:
+    """Return whether a tensor has elements and no memory for them."""
+    if tensor.numel() == 0 or tensor.device.type != "cpu" or not has_address(tensor):
+        return False
+    return tensor.data_ptr() == 0
+
+
+def has_address(tensor: Tensor) -> bool:
     """Return whether a tensor has an address; those of a fake mode have none."""
-    return type(local).__name__ != "FakeTensor"
+    return type(tensor).__name__ != "FakeTensor"
 
 
 def local_gradient(name: str, param: Tensor, local: Tensor, grad: Any) -> Tensor:
@@ -127,4 +171,11 @@ def local_gradient(name: str, param: Tensor, local: Tensor, grad: Any) -> Tensor
     if grad.layout != torch.strided:
         grad = grad.to_dense()
     plain: Tensor = grad.detach().resolve_neg()
+    if is_freed(plain):
+        if plain._is_zerotensor():
+            return torch.zeros_like(local, dtype=plain.dtype)
+        raise ValueError(
+            f"the gradient of {name!r} must have memory, received one whose storage was freed;"
+            " bring it back before the step, or set .grad to None"
+        )
     return plain

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from oneadam import _exclusions, _gradients, _interrupts, _messages, _plan, _state
+from oneadam import _exclusions, _interrupts, _messages, _plan, _state
 from oneadam._engines import Options
 from oneadam._exclusions import Exclusions
 from oneadam._gradients import Scaling
 from oneadam._hyperparameters import Hyperparameters, Rates, check_compute_dtype
 from oneadam._messages import listed
 from oneadam._metrics import metrics
-from oneadam._plan import Call, Counters, Settings
+from oneadam._plan import Call, Counters
 from oneadam._warnings import warn
 from oneadam.torch import _parameters, _sharding, _slots
 from oneadam.torch._groups import Group, Groups
-from oneadam.torch._model import Model, Seen
+from oneadam.torch._model import Model
+from oneadam.torch._update import Update
 
 Float64s = NDArray[np.float64]
 
@@ -56,6 +56,7 @@ class Run:
         self._scaling: Scaling | None = None
         self._warned_of: set[tuple[str, ...]] = set()
         self._holds_averages = False
+        self._skipped_there: Any = 0
 
     @property
     def hyperparameters(self) -> Hyperparameters:
@@ -69,11 +70,32 @@ class Run:
 
     @property
     def counters(self) -> Counters:
-        """How far the optimizer has come; it stands in every group, where checkpoints find it."""
-        return Counters(*(self.param_groups[0].get(name, 0) for name in Counters._fields))
+        """How far the optimizer has come."""
+        if isinstance(self._skipped_there, Tensor):
+            # What a device has skipped meanwhile was counted here like any call.
+            skipped, self._skipped_there = int(self._skipped_there), 0
+            calls, updates, accumulated, before = self._counted
+            self._counted = Counters(
+                calls - skipped, updates - skipped, accumulated, before + skipped
+            )
+        return self._counted
 
     @counters.setter
     def counters(self, counters: Counters) -> None:
+        self._counted, self._skipped_there = counters, 0
+
+    def check_settled(self) -> None:
+        """Have the counters of the groups tell what is so now, and the parameters be trained."""
+        self.check_trained()
+        self.counters = self.counters
+
+    @property
+    def _counted(self) -> Counters:
+        """The counters, which stand in every group, where checkpoints find them."""
+        return Counters(*(self.param_groups[0].get(name, 0) for name in Counters._fields))
+
+    @_counted.setter
+    def _counted(self, counters: Counters) -> None:
         for group in self.param_groups:
             group.update(counters._asdict())
 
@@ -99,7 +121,7 @@ class Run:
             _parameters.check_parameter(name, param)
             computed = "float64" if param.dtype == torch.float64 else "float32"
             check_compute_dtype(self.groups.of(group), computed, name)
-        _parameters.check_separate(every, map(_sharding.local, every.values()))
+        _parameters.check_separate(list(every), list(map(_sharding.local, every.values())))
 
     def exclude_from_weight_decay(
         self, var_list: Iterable[Any] | None, var_names: Iterable[Any] | None
@@ -145,17 +167,17 @@ class Run:
             self._model = model
         return self._model
 
-    def take(
-        self, loss_scale: float | None, on_nonfinite: str, found_inf: bool | None = None
-    ) -> None:
+    def take(self, loss_scale: Any, on_nonfinite: str, found_inf: Tensor | None = None) -> None:
         """Take one call, or skip it; the counters tell.
 
         Args:
             loss_scale: what the gradients are divided by.
             on_nonfinite: what an inf or NaN does.
-            found_inf: whether a scaler has found one here; None where none has looked.
+            found_inf: 0-d, not zero where a scaler has found one here; None where none has looked.
         """
         self.check_trained()
+        if self._process_group is None and not self.parameters():
+            return
         if self._is_made_for_loading():
             self.model()
             return
@@ -167,7 +189,7 @@ class Run:
     @torch.no_grad()
     def flush(self) -> None:
         """Close an incomplete accumulation window, if there is one."""
-        if not self.counters.accumulated_calls:
+        if not self._counted.accumulated_calls:
             return
         self.check_trained()
         model, on_nonfinite = self.model(), self.hyperparameters.on_nonfinite
@@ -182,8 +204,10 @@ class Run:
         """
         if self._optimizer.state or not all(map(self.groups.was_set_to_zero, self.param_groups)):
             return False
-        grads = [param.grad for param in self.parameters() if param.grad is not None]
-        return bool(grads) and not any(_sharding.local(grad).any() for grad in grads)
+        params = self.parameters()
+        grads = [param.grad for param in params if param.grad is not None]
+        nonzero = not grads or any(bool(_sharding.local(grad).any()) for grad in grads)
+        return not _sharding.Sums(params, self._process_group).any(nonzero)
 
     def _check_present(self, model: Model, grads: list[Any]) -> None:
         """Refuse a call without any gradient, and warn of trained parameters that have none."""
@@ -202,105 +226,46 @@ class Run:
         model: Model,
         grads: list[Any],
         plan: Callable[[Hyperparameters, Counters], Call],
-        loss_scale: float | None,
+        loss_scale: Any,
         on_nonfinite: str,
-        found_inf: bool | None,
+        found_inf: Any,
     ) -> None:
-        h, counters = self.hyperparameters, self.counters
-        rates = [self.groups.now(group, counters.calls) for group in self.param_groups]
+        h, counters = self.hyperparameters, self._counted
+        rates = self.groups.now(self.param_groups, counters.calls)
+        groups = [self.groups.of(group) for group in self.param_groups]
         call = plan(h, counters)
-        decays = any(group["weight_decay"] for group in self.param_groups)
-        options = Options(loss_scale, None, decays, call.overwrite)
+        options = Options(loss_scale, None, any(g.weight_decay for g in groups), call.overwrite)
         # From here on no foreign code runs, so that the tensors stay where they are found.
         with _interrupts.held_back():
             seen = model.look(grads)
-            norms = self._norms(model, seen, options, call, on_nonfinite)
-            if self._is_to_be_skipped(model, norms, on_nonfinite, found_inf):
-                self.counters = counters._replace(skipped_calls=counters.skipped_calls + 1)
+            update = Update(model, seen, groups, rates, call, options)
+            norms = None
+            if on_nonfinite != "propagate" or update.clips:
+                norms = update.norms(names=on_nonfinite == "raise")
+            skip = update.is_skipped(norms, on_nonfinite, found_inf)
+            if isinstance(skip, Tensor) and (not call.updates or self._counts_on_the_host()):
+                skip = bool(skip)
+            if skip is True:
+                self._counted = counters._replace(skipped_calls=counters.skipped_calls + 1)
                 return
+            left_to_device = skip if isinstance(skip, Tensor) else None
             if call.updates:
-                self._update(model, seen, call, rates, options, norms)
+                self._scaling = update.take(norms, left_to_device)
             else:
                 model.accumulate(seen, options)
-            self.counters, self._rates = call.after, rates[0]
+            self._counted, self._rates = call.after, rates[0]
+            if left_to_device is not None:
+                self._skipped_there += left_to_device
 
-    def _norms(
-        self, model: Model, seen: Seen, options: Options, call: Call, on_nonfinite: str
-    ) -> _Norms | None:
-        """Return the norms of the gradients over all processes, where they are needed."""
-        groups = [self.groups.of(group) for group in self.param_groups]
-        clips = call.updates and any(map(_gradients.needs_norms, groups))
-        if not clips and on_nonfinite == "propagate":
-            return None
-        here = model.norms(seen, options)
-        if model.sums.is_local:
-            return _Norms(here, _gradients.total_norm(here))
-        clips_each = call.updates and any(h.clipnorm is not None for h in groups)
-        each = here
-        if clips_each or on_nonfinite == "raise":
-            each = np.sqrt(model.sums.of_each(here * here))
-            if self._process_group is None:
-                return _Norms(each, _gradients.total_norm(each))
-        return _Norms(each, math.sqrt(model.sums.of_all(here * here)))
-
-    def _is_to_be_skipped(
-        self, model: Model, norms: _Norms | None, on_nonfinite: str, found_inf: bool | None
-    ) -> bool:
-        """Return whether this call is to change nothing, the same in all processes."""
-        if found_inf is not None and model.sums.any(found_inf):
-            return True
-        if on_nonfinite == "propagate" or norms is None or math.isfinite(norms.total):
-            return False
-        if on_nonfinite == "raise":
-            rows = np.flatnonzero(~np.isfinite(norms.each)).tolist()
-            names = [model.names[row] for row in rows] or ["a parameter of another process"]
-            raise FloatingPointError(_messages.nonfinite_gradients(names))
-        return True
-
-    def _update(
-        self,
-        model: Model,
-        seen: Seen,
-        call: Call,
-        rates: list[Rates],
-        options: Options,
-        norms: _Norms | None,
-    ) -> None:
-        participants = model.participants(seen)
-        groups = [self.groups.of(group) for group in self.param_groups]
-        scaling = self._scaled(model, groups, norms, call.divisor)
-
-        def column(values: list[Any]) -> Any:
-            alike = all(value == values[0] for value in values)
-            return values[0] if alike else np.array(values)[model.group_of]
-
-        scalars = _plan.scalars(
-            Settings(
-                Rates(*map(column, map(list, zip(*rates, strict=True)))),
-                column([h.epsilon for h in groups]),
-                column([h.weight_decay or 0.0 for h in groups]),
-                self.hyperparameters.epsilon_hat,
-                self.hyperparameters.ema_momentum,
-            ),
-            steps=_plan.steps(model.updates, participants),
-            decayed=model.decayed,
-            averaged=model.averaged,
-            grad_scales=scaling.factors,
+    def _counts_on_the_host(self) -> bool:
+        """Return whether something else than the device depends on how many calls there were."""
+        h = self.hyperparameters
+        rates = (self.groups.of(group) for group in self.param_groups)
+        return (
+            (h.gradient_accumulation_steps or 1) > 1
+            or h.ema_overwrite_frequency is not None
+            or any(callable(rate.learning_rate) for rate in rates)
         )
-        model.update(seen, participants, scalars, options)
-        self._scaling = scaling
-
-    def _scaled(
-        self, model: Model, groups: list[Hyperparameters], norms: _Norms | None, divisor: int
-    ) -> Scaling:
-        """Return how the window's sums are averaged and clipped by norm."""
-        if norms is None or not any(map(_gradients.needs_norms, groups)):
-            return _gradients.averaging(divisor, None if norms is None else norms.total)
-        limit = self.hyperparameters.global_clipnorm
-        if limit is not None:
-            return _gradients.clipping(limit, np.array([norms.total]), norms.total, divisor)
-        limits = np.array([math.inf if h.clipnorm is None else h.clipnorm for h in groups])
-        return _gradients.clipping(limits[model.group_of], norms.each, norms.total, divisor)
 
     def check_trained(self) -> None:
         """Refuse to go on while the parameters hold their averages."""
@@ -357,6 +322,7 @@ class Run:
         self._optimizer.state = state
         if groups is not None:
             self._optimizer.param_groups = groups
+            self.groups.forget_others(groups)
 
     def check_whole(self) -> None:
         """Refuse where each process has only some of the parameters, and none of the others."""
@@ -376,16 +342,8 @@ class Run:
         return metrics(self.counters, self._rates, self._scaling, loss_scale)
 
     def __getstate__(self) -> dict[str, Any]:
-        self.check_trained()
+        self.check_settled()
         return vars(self) | {"_model": None}
-
-
-class _Norms(NamedTuple):
-    """The norms of the gradients over all processes."""
-
-    each: Float64s
-    """Of each parameter; where nothing needs more, only of its part in this process."""
-    total: float
 
 
 def _unnamed(variable: Any) -> Any:

@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from oneadam import _interrupts, _saved_state, _state, checkpoint
 from oneadam._hyperparameters import Hyperparameters
@@ -34,13 +32,21 @@ def write(run: Run, path: str | os.PathLike[str], also: Mapping[str, Array]) -> 
         path: where to.
         also: further state of the optimizer's own, by full name.
     """
-    tensors = {**state(run), **also}
-    if not any(isinstance(param, DTensor) for param in run.parameters()):
-        checkpoint.write(path, tensors, metadata(run))
-        return
-    if dist.get_rank() == 0:
-        checkpoint.write(path, tensors, metadata(run))
-    dist.barrier()
+    tensors, params = {**state(run), **also}, run.parameters()
+    failure: Exception | None = None
+    if _sharding.is_first(params):
+        try:
+            checkpoint.write(path, tensors, metadata(run))
+        except Exception as error:
+            failure = error
+    failed = _sharding.happened_anywhere(params, failure is not None)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise OSError(
+            f"path must be writable for the first process, received {os.fspath(path)!r}, which it"
+            " could not write; its error says why"
+        )
 
 
 def state(run: Run) -> dict[str, Array]:
@@ -117,7 +123,7 @@ def restore(run: Run, restoring: Restoring) -> None:
     with _interrupts.held_back():
         run.replace(state)
         run.counters = restoring.counters
-        if rate is not _hyperparameters(run).learning_rate:
+        if isinstance(rate, float) and rate != _common_rate(run):
             run.groups.assign_learning_rate(run.param_groups, rate)
 
 
@@ -134,12 +140,21 @@ def _wanted(run: Run, group: dict[str, Any]) -> list[str]:
 
 def _hyperparameters(run: Run) -> Hyperparameters:
     """Return the optimizer's hyperparameters with the learning rate that all groups have."""
-    rates = [run.groups.of(group).learning_rate for group in run.param_groups]
-    numbers = [group["lr"] for group in run.param_groups]
-    if any(callable(rate) for rate in rates) or any(number != numbers[0] for number in numbers):
-        # What has no one number is not saved as one.
-        return dataclasses.replace(run.hyperparameters, learning_rate=lambda: math.nan)
-    return dataclasses.replace(run.hyperparameters, learning_rate=float(numbers[0]))
+    rate = _common_rate(run)
+    # What has no one number is not saved as one, and not taken from one.
+    return dataclasses.replace(run.hyperparameters, learning_rate=_none if rate is None else rate)
+
+
+def _common_rate(run: Run) -> float | None:
+    """Return the number that is the learning rate of all groups, if there is one."""
+    if any(callable(run.groups.of(group).learning_rate) for group in run.param_groups):
+        return None
+    rates = {float(group["lr"]) for group in run.param_groups}
+    return rates.pop() if len(rates) == 1 else None
+
+
+def _none() -> float:
+    return math.nan
 
 
 def _as_array(key: str, tensor: Tensor) -> Array:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
 Group = Any
 """A `torch.distributed.ProcessGroup`."""
-Float64s = NDArray[np.float64]
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -75,18 +73,22 @@ class Sums:
 
     Args:
         params: the parameters.
-        process_group: over which plain parameters are spread, if they are.
+        process_group: over which plain parameters are spread, each whole in one process.
     """
 
     def __init__(self, params: Sequence[Tensor], process_group: Group | None) -> None:
-        kinds: dict[tuple[Group, ...], int] = {}
+        plain = _Kind(False, () if process_group is None else (process_group,))
+        self._plain_groups = plain.groups
+        # A process without parameters must take part all the same.
+        kinds = {plain: 0}
         self._kinds = np.array(
-            [kinds.setdefault(_groups(p, process_group), len(kinds)) for p in params], np.intp
+            [kinds.setdefault(_kind(param) or plain, len(kinds)) for param in params], np.intp
         )
         self._count = len(kinds)
-        groups = dict.fromkeys(group for kind in kinds for group in kind)
+        groups = dict.fromkeys(group for kind in kinds for group in kind.groups)
         self._groups = [
-            (group, [number for kind, number in kinds.items() if group in kind]) for group in groups
+            (group, [number for kind, number in kinds.items() if group in kind.groups])
+            for group in groups
         ]
 
     @property
@@ -94,53 +96,93 @@ class Sums:
         """Whether this process has all there is to add up."""
         return not self._groups
 
-    def of_each(self, values: Float64s) -> Float64s:
-        """Return for each parameter the sum over its parts, given those of the parts here."""
-        values = values.copy()
-        for group, kinds in self._groups:
-            rows = np.isin(self._kinds, kinds)
-            values[rows] = _added_up(values[rows], group)
-        return values
+    @property
+    def has_all(self) -> bool:
+        """Whether this process has a part of every parameter."""
+        return not self._plain_groups
 
-    def of_all(self, values: Float64s) -> float:
+    def of_each(self, values: Any) -> Any:
+        """Return for each parameter the sum over its parts, given those of the parts here.
+
+        Args:
+            values: float64, an array, or a tensor if the device is to keep them.
+        """
+        sums = torch.as_tensor(values).clone()
+        for group, kinds in self._groups:
+            # Kind 0 is whole where it is.
+            rows = np.flatnonzero(np.isin(self._kinds, [kind for kind in kinds if kind]))
+            if len(rows):
+                sums[rows] = _added_up(sums[rows], group)
+        return sums if isinstance(values, Tensor) else sums.numpy()
+
+    def of_all(self, values: Any) -> Any:
         """Return the sum over all parts of all parameters, given those of the parts here."""
-        totals: Float64s = np.bincount(self._kinds, values, self._count).astype(np.float64)
+        here = torch.as_tensor(values)
+        kinds_here = torch.from_numpy(self._kinds).to(here.device)
+        totals = here.new_zeros(self._count).index_add_(0, kinds_here, here)
         for group, kinds in self._groups:
             totals[kinds] = _added_up(totals[kinds], group)
-        return float(totals.sum())
+        return totals.sum() if isinstance(values, Tensor) else np.float64(totals.sum().item())
 
-    def any(self, here: bool) -> bool:
-        """Return whether something holds in any process that has a part."""
+    def any(self, here: bool | Tensor) -> bool | Tensor:
+        """Return whether something holds in any process that has a part.
+
+        A bool is answered with a bool, a tensor with one on its device.
+        """
         for group, _ in self._groups:
-            here = bool(_added_up(np.array([float(here)]), group)[0])
+            found = _added_up(torch.as_tensor(here, dtype=torch.float64), group) != 0.0
+            here = found if isinstance(here, Tensor) else bool(found)
         return here
 
 
-def _groups(param: Tensor, process_group: Group | None) -> tuple[Group, ...]:
-    """Return the groups of processes over which the parts of a parameter are spread."""
+class _Kind(NamedTuple):
+    """How parameters are spread."""
+
+    is_split: bool
+    """Whether each of them has parts in several processes."""
+    groups: tuple[Group, ...]
+    """The groups of processes over which they are spread."""
+
+
+def _kind(param: Tensor) -> _Kind | None:
+    """Return how a parameter is split, None for one that is whole."""
     if not isinstance(param, DTensor):
-        return () if process_group is None else (process_group,)
+        return None
     mesh = param.device_mesh
-    return tuple(
+    groups = (
         mesh.get_group(dimension)
         for dimension, placement in enumerate(param.placements)
         if not placement.is_replicate()
     )
+    return _Kind(True, tuple(groups))
 
 
-def _added_up(values: Float64s, group: Group) -> Float64s:
-    device = torch.device("cpu")
+def is_first(params: Sequence[Tensor]) -> bool:
+    """Return whether this process is the first of all that hold a part of parameters."""
+    meshes = {param.device_mesh for param in params if isinstance(param, DTensor)}
+    return not any(any(mesh.get_coordinate() or ()) for mesh in meshes)
+
+
+def happened_anywhere(params: Sequence[Tensor], here: bool) -> bool:
+    """Return whether something has happened in any process that holds a part of parameters."""
+    for mesh in dict.fromkeys(p.device_mesh for p in params if isinstance(p, DTensor)):
+        for dimension in range(mesh.ndim):
+            flag = torch.tensor(float(here))
+            here = bool(_added_up(flag, mesh.get_group(dimension)))
+    return here
+
+
+def _added_up(values: Tensor, group: Group) -> Tensor:
+    sums = values.clone()
     if dist.get_backend(group) == "nccl":
-        device = torch.device("cuda", torch.cuda.current_device())
-    sums = torch.tensor(values, device=device)
+        sums = sums.to(torch.device("cuda", torch.cuda.current_device()))
     try:
         dist.all_reduce(sums, group=group)
     except RuntimeError as error:
         raise RuntimeError(
             f"the {dist.get_world_size(group)} processes of a sharded step must all take it,"
-            " received no answer from one of them when the norms of the gradients were added up;"
-            " nothing has changed in this process. Look for the one that has failed, and resume"
-            " from the last checkpoint"
+            " received no answer from one of them when they compared their gradients; nothing has"
+            " changed in this process. Look for the one that has failed, and resume from the last"
+            " checkpoint"
         ) from error
-    result: Float64s = sums.cpu().numpy()
-    return result
+    return sums.to(values.device)

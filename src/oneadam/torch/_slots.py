@@ -43,7 +43,7 @@ def keys_of(slots: Iterable[str]) -> tuple[str, ...]:
 def empty(param: Tensor, key: str) -> Tensor:
     """Return the state of a parameter under a key, at its beginning."""
     if key in NUMBERS:
-        return torch.zeros((), dtype=NUMBERS[key])
+        return torch.zeros((), dtype=NUMBERS[key], device="cpu")
     return torch.zeros_like(param, dtype=compute_dtype(param.dtype), requires_grad=False)
 
 
@@ -61,11 +61,16 @@ def fitted(param: Tensor, key: str, value: Any) -> Tensor:
     """
     if key in NUMBERS:
         number: Tensor = torch.as_tensor(value).detach().to("cpu", NUMBERS[key]).reshape(())
+        if not number >= 0:
+            raise ValueError(
+                f"state {key!r} must be a number >= 0, received {value!r}; it is damaged, and"
+                " nothing was loaded"
+            )
         return number
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or not value.is_floating_point():
         raise TypeError(
-            f"state {key!r} must be a tensor, received {type(value).__name__}; load what"
-            " state_dict() returned"
+            f"state {key!r} must be a tensor of a floating dtype, received"
+            f" {getattr(value, 'dtype', type(value).__name__)}; load what state_dict() returned"
         )
     if value.shape != param.shape:
         raise ValueError(
@@ -79,6 +84,21 @@ def fitted(param: Tensor, key: str, value: Any) -> Tensor:
     with torch.no_grad():
         new.copy_(spread)
     return new
+
+
+def copied(param: Tensor, key: str, value: Any) -> Tensor:
+    """Return state as `fitted` does, in memory of its own."""
+    new = fitted(param, key, value)
+    if isinstance(value, Tensor) and shares_storage(new, value):
+        return new.clone()
+    return new
+
+
+def shares_storage(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors, or their parts here, lie in the same piece of memory."""
+    storages = (_sharding.local(tensor).untyped_storage() for tensor in (one, other))
+    here, there = (storage.data_ptr() for storage in storages)
+    return here == there != 0
 
 
 def is_fitted(param: Tensor, value: Tensor) -> bool:

@@ -21,9 +21,13 @@ class _Namespace:
     """What the array engine needs of a namespace, under the names of the array API."""
 
     float32, float64 = torch.float32, torch.float64
-    asarray = staticmethod(torch.asarray)
     sqrt = staticmethod(torch.sqrt)
     zeros_like = staticmethod(torch.zeros_like)
+
+    @staticmethod
+    def asarray(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a tensor in a dtype."""
+        return tensor.to(dtype)
 
     @staticmethod
     def maximum(one: Any, other: Any) -> Any:
@@ -65,6 +69,18 @@ def squares(buffers: Buffers, options: Options, factor: float = 1.0) -> Any:
     """Return the sum of the squares of the gradient times `factor`, in float64, 0-d."""
     grad = arrays.accumulated(buffers, options, _Namespace).double() * factor
     return (grad * grad).sum()
+
+
+def norm(buffers: Buffers, options: Options) -> Tensor:
+    """Return the norm of the gradient in float64, 0-d, on its device."""
+    grad: Tensor = arrays.accumulated(buffers, options, _Namespace).double()
+    if buffers.param.dtype != torch.float64 or grad.numel() == 0:
+        return (grad * grad).sum().sqrt()
+    # Squares of float64 may not fit into float64, as those of float32 do.
+    largest = grad.abs().amax()
+    largest = torch.where(torch.isfinite(largest) & (largest > 0.0), largest, 1.0)
+    grad = grad / largest
+    return (grad * grad).sum().sqrt() * largest
 
 
 def _write(buffers: Buffers, after: Buffers, skip: Tensor | None) -> None:

@@ -18,6 +18,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def is_host(device: torch.device) -> bool:
+    """Return whether a device has the engine of host memory, and nobody has to wait for it."""
+    return device.type == "cpu"
+
+
 def format_of(dtype: torch.dtype) -> int:
     """Return the number of a dtype's format, `LOOK_CLOSER` where the kernels do not know it."""
     return _FORMATS.get(dtype, LOOK_CLOSER)
