@@ -16,7 +16,14 @@ import oneadam
 PACKAGE = Path(oneadam.__file__).parent
 README = Path(__file__).parent.parent / "README.md"
 SCRIPTS = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
-DOORS_OF_FRAMEWORKS = ("torch", "jax", "keras")
+NEEDS = {
+    "oneadam.torch": "torch",
+    "oneadam.torch.integrations.lightning": "lightning",
+    "oneadam.torch.integrations.transformers": "transformers",
+    "oneadam._engines.torch": "torch",
+    "oneadam.cli.torch_training": "torch",
+}
+"""The frameworks that modules import."""
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -38,8 +45,8 @@ def complaints(module: ModuleType) -> str:
 
 @pytest.mark.parametrize("name", module_names())
 def test_examples_in_docstrings_hold(name):
-    for framework in DOORS_OF_FRAMEWORKS:
-        if name.startswith(f"oneadam.{framework}"):
+    for module, framework in NEEDS.items():
+        if f"{name}.".startswith(f"{module}."):
             pytest.importorskip(framework)
     assert complaints(importlib.import_module(name)) == ""
 
@@ -58,19 +65,49 @@ def test_example_scripts_run(script):
     assert run.stdout
 
 
-def test_the_code_in_the_readme_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        run = subprocess.run(
-            [sys.executable, "-W", "error", "-c", block],
-            cwd=tmp_path,
-            env=processes.environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (run.returncode, run.stderr) == (0, "")
+def code_in(document: Path) -> list[str]:
+    """The blocks of Python in a document."""
+    return re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run_code(code: str, folder: Path, *switches: str) -> str:
+    """Runs code in a process of its own, and returns what it complains of."""
+    run = subprocess.run(
+        [sys.executable, *switches, "-c", code],
+        cwd=folder,
+        env=processes.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stderr
+
+
+@pytest.mark.parametrize(("block", "framework"), [(0, "numpy"), (1, "torch")])
+def test_the_code_in_the_readme_runs(tmp_path, block, framework):
+    pytest.importorskip(framework)
+    blocks = code_in(README)
+    assert len(blocks) == 2
+    assert run_code(blocks[block], tmp_path, "-W", "error") == ""
+
+
+ONE_PROCESS = """
+import torch
+torch.distributed.init_process_group(
+    "gloo", rank=0, world_size=1, store=torch.distributed.HashStore()
+)
+"""
+AT_THE_END = "torch.distributed.destroy_process_group()\n"
+
+
+def test_the_code_in_the_guide_to_pytorch_runs(tmp_path):
+    pytest.importorskip("torch")
+    blocks = code_in(README.parent / "docs" / "torch.md")
+    assert len(blocks) == 3
+    # Torch itself warns of parts of torch.
+    said = run_code(ONE_PROCESS + "".join(blocks) + AT_THE_END, tmp_path)
+    assert "oneadam" not in said
 
 
 def test_the_rule_stands_in_the_documentation_word_for_word():
