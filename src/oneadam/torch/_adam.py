@@ -15,7 +15,7 @@ from oneadam._engines.torch import tensors
 from oneadam._exclusions import Exclusions
 from oneadam._hyperparameters import Hyperparameters
 from oneadam._plan import Counters
-from oneadam.torch import _groups, _native, _saved
+from oneadam.torch import _averages, _native, _saved, _spelling
 from oneadam.torch._compiler import uncompiled
 from oneadam.torch._run import Run
 
@@ -109,19 +109,19 @@ class Adam(torch.optim.Optimizer):
         *,
         epsilon_hat: bool = True,
         on_nonfinite: str = "propagate",
-        lr: Any = _groups.NOT_GIVEN,
-        betas: Any = _groups.NOT_GIVEN,
-        eps: Any = _groups.NOT_GIVEN,
+        lr: Any = _spelling.NOT_GIVEN,
+        betas: Any = _spelling.NOT_GIVEN,
+        eps: Any = _spelling.NOT_GIVEN,
         maximize: bool = False,
         process_group: Any = None,
         capturable: bool = False,
         differentiable: bool = False,
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__", "params")}
-        arguments = _groups.arguments_of(given, Adam.__init__)
-        defaults = _groups.defaults(arguments, maximize)
+        arguments = _spelling.arguments_of(given, Adam.__init__)
+        defaults = _spelling.defaults(arguments, maximize)
         self._run = Run(self, Hyperparameters(**arguments), Exclusions(), process_group)
-        super().__init__(_groups.listed_parameters(params), defaults)
+        super().__init__(_spelling.listed_parameters(params), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with hyperparameters of their own, at any time.
@@ -133,7 +133,7 @@ class Adam(torch.optim.Optimizer):
             TypeError, ValueError: something does not fit; nothing has changed.
         """
         counters = self._run.counters if self.param_groups else Counters()
-        group = _groups.spelled(param_group, self.defaults)
+        group = _spelling.spelled(param_group, self.defaults)
         super().add_param_group(group)
         try:
             self._run.check_group(group)
@@ -252,7 +252,7 @@ class Adam(torch.optim.Optimizer):
         Raises:
             ValueError: one of them is not a parameter of this optimizer.
         """
-        self._run.finalize(variables)
+        _averages.finalize(self._run, variables)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -264,7 +264,7 @@ class Adam(torch.optim.Optimizer):
         Raises:
             RuntimeError: the block is inside another one.
         """
-        with self._run.averaged():
+        with _averages.averaged(self._run):
             yield
 
     def metrics(self) -> dict[str, float]:
@@ -307,8 +307,8 @@ class Adam(torch.optim.Optimizer):
         rest = dict(config) if isinstance(config, Mapping) else config
         maximize = rest.pop("maximize", False) if isinstance(rest, dict) else False
         hyperparameters, exclusions = _configuration.from_config(rest, custom_objects)
-        optimizer = cls(params, **_groups.as_arguments(hyperparameters), maximize=maximize)
-        optimizer._run.exclusions = exclusions
+        optimizer = cls(params, **_spelling.as_arguments(hyperparameters), maximize=maximize)
+        optimizer._run.adopt_exclusions(exclusions)
         return optimizer
 
     def state_dict(self) -> dict[str, Any]:

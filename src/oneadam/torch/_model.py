@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, compress
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from torch.distributed.tensor import DTensor
 
 from oneadam import _state
 from oneadam._engines import Buffers, Options
-from oneadam._engines.gradients import Gradients
 from oneadam._engines.host import Host
 from oneadam._engines.torch import rows as rows_engine
 from oneadam._engines.torch import tensors
@@ -28,41 +27,18 @@ from oneadam._engines.torch.vectors import Vectors
 from oneadam._hyperparameters import Hyperparameters
 from oneadam._plan import Scalars
 from oneadam.torch import _parameters, _sharding, _slots
-from oneadam.torch._groups import Group
+from oneadam.torch._parts import Kind, Part, Seen
+from oneadam.torch._spelling import Group
 
 Bools = NDArray[np.bool_]
 State = dict[Tensor, dict[str, Any]]
 
 
-class Kind(NamedTuple):
-    """What an engine needs to be the same for all parameters that it takes at once."""
-
-    amsgrad: bool
-    clipvalue: float | None
-    maximize: bool
-
-    @classmethod
-    def of(cls, group: Group) -> Kind:
-        """Return the kind of a group's parameters."""
-        return cls(group["amsgrad"], group["clipvalue"], group["maximize"])
-
-
-class Part(NamedTuple):
-    """Parameters of one kind on one device, and their engine."""
-
-    kind: Kind
-    rows: NDArray[np.intp]
-    engine: Host | Device
-    sight: Sight | Device
-    """What finds out whether the engine has the right tensors."""
-
-    def options(self, options: Options) -> Options:
-        """Return what holds for every element of these parameters in a call."""
-        loss_scale = options.loss_scale
-        if self.kind.maximize:
-            # Exact, because only the sign changes.
-            loss_scale = -1.0 if loss_scale is None else -loss_scale
-        return options._replace(loss_scale=loss_scale, limit=self.kind.clipvalue)
+def _of_rows(scalars: Scalars, rows: NDArray[np.intp], count: int) -> Scalars:
+    """Return the scalars of some parameters."""
+    if len(rows) == count:
+        return scalars
+    return Scalars(*(c[rows] if np.ndim(c) and len(c) == count else c for c in scalars))
 
 
 class Model:
@@ -174,7 +150,8 @@ class Model:
             )
             and [Kind.of(group) for group in groups] == self._kinds
             and _are_same(list(state.values()), self._owned)
-            and _are_same(list(chain.from_iterable(map(dict.values, self._owned))), self._tensors)
+            and sum(map(len, self._owned)) == len(self._tensors)
+            and all(map(is_, chain.from_iterable(map(dict.values, self._owned)), self._tensors))
             and not any(_is_live(param, state) for param in self._dormant)
             and all(_sharding.local(whole) is local for whole, local in self._spread)
             and all(part.sight.is_current() for part in self.parts)
@@ -230,8 +207,8 @@ class Model:
         seen = []
         for part in self.parts:
             rows = part.rows.tolist()
-            closer = partial(self._local_gradient, rows)
-            seen.append(part.engine.look([grads[row] for row in rows], closer))
+            own = grads if len(self.parts) == 1 else [grads[row] for row in rows]
+            seen.append(part.engine.look(own, partial(self._local_gradient, rows)))
         present = np.zeros(len(grads), np.bool_)
         for part, gradients in zip(self.parts, seen, strict=True):
             present[part.rows] = gradients.present
@@ -286,39 +263,19 @@ class Model:
         if skip is not None:
             taken, is_first = taken & ~skip, is_first & ~skip
         for part, gradients in zip(self.parts, seen.gradients, strict=True):
-            own = _of_rows(scalars, part.rows, len(self.params))
-            self._update_part(part, gradients, own, part.options(options), participants, skip)
+            part.update(
+                gradients,
+                _of_rows(scalars, part.rows, len(self.params)),
+                part.options(options),
+                participants=participants[part.rows],
+                accumulated=self.accumulates,
+                skip=skip,
+            )
         changed = self.params if options.overwrite else compress(self.params, participants)
         increment_version(list(changed))
         self.updates += taken
         self.averaged |= is_first
         self.in_window[:] = False
-
-    def _update_part(
-        self,
-        part: Part,
-        gradients: Gradients,
-        scalars: Scalars,
-        options: Options,
-        participants: Bools,
-        skip: Tensor | None,
-    ) -> None:
-        taking_part, accumulated = participants[part.rows], self.accumulates
-        engine = part.engine
-        if isinstance(engine, Device):
-            engine.update(
-                gradients,
-                scalars,
-                options,
-                participants=taking_part,
-                accumulated=accumulated,
-                skip=skip,
-            )
-        elif skip is None or not skip:
-            scalars = Scalars(*map(_on_host, scalars))
-            engine.update(
-                gradients, scalars, options, participants=taking_part, accumulated=accumulated
-            )
 
     def averages_of(self, rows: Iterable[int]) -> dict[int, Tensor]:
         """Return the averages of the parts here of parameters that have one."""
@@ -330,26 +287,6 @@ class Model:
 
     def _local_state(self, row: int, slot: str) -> Tensor:
         return _sharding.local(self.state[row][_slots.KEYS[slot]])
-
-
-class Seen(NamedTuple):
-    """What a call found out about its gradients."""
-
-    gradients: list[Gradients]
-    """Of each part of the model."""
-    present: Bools
-    """Which parameters have one."""
-
-
-def _of_rows(scalars: Scalars, rows: NDArray[np.intp], count: int) -> Scalars:
-    """Return the scalars of some parameters."""
-    if len(rows) == count:
-        return scalars
-    return Scalars(*(c[rows] if np.ndim(c) and len(c) == count else c for c in scalars))
-
-
-def _on_host(column: Any) -> Any:
-    return column.cpu().numpy() if isinstance(column, Tensor) else column
 
 
 def _with_amsgrad(hyperparameters: Hyperparameters, kind: Kind) -> Hyperparameters:

@@ -17,8 +17,8 @@ from oneadam._messages import listed
 from oneadam._plan import Counters
 from oneadam._warnings import warn
 from oneadam.torch import _slots
-from oneadam.torch._groups import OWN, Group
 from oneadam.torch._run import Run
+from oneadam.torch._spelling import OWN, Group
 
 State = defaultdict[Any, dict[str, Any]]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
 
@@ -23,8 +22,9 @@ from oneadam._metrics import metrics
 from oneadam._plan import Call, Counters
 from oneadam._warnings import warn
 from oneadam.torch import _parameters, _sharding, _slots
-from oneadam.torch._groups import Group, Groups
+from oneadam.torch._groups import Groups
 from oneadam.torch._model import Model
+from oneadam.torch._spelling import Group
 from oneadam.torch._update import Update
 
 Float64s = NDArray[np.float64]
@@ -55,7 +55,7 @@ class Run:
         self._rates: Rates | None = None
         self._scaling: Scaling | None = None
         self._warned_of: set[tuple[str, ...]] = set()
-        self._holds_averages = False
+        self.holds_averages = False
         self._skipped_there: Any = 0
 
     @property
@@ -123,6 +123,13 @@ class Run:
             check_compute_dtype(self.groups.of(group), computed, name)
         _parameters.check_separate(list(every), list(map(_sharding.local, every.values())))
 
+    def adopt_exclusions(self, exclusions: Exclusions) -> None:
+        """Exempt from weight decay what a configuration says."""
+        unknown = sorted(set(exclusions.names) - set(self.names()))
+        if unknown:
+            raise ValueError(_messages.excluded_unknown(unknown))
+        self.exclusions = exclusions
+
     def exclude_from_weight_decay(
         self, var_list: Iterable[Any] | None, var_names: Iterable[Any] | None
     ) -> None:
@@ -161,7 +168,10 @@ class Run:
         """Return the parameters with their state, found anew where something was exchanged."""
         groups, state = self.param_groups, self._optimizer.state
         if self._model is None or not self._model.is_current(groups, state):
-            model = Model(groups, self.names(), state, self.hyperparameters, self._process_group)
+            with torch.inference_mode(False), torch.no_grad():
+                model = Model(
+                    groups, self.names(), state, self.hyperparameters, self._process_group
+                )
             excluded = [self.exclusions.covers(name) for name in model.names]
             model.decayed = ~np.array(excluded, np.bool_)
             self._model = model
@@ -181,10 +191,11 @@ class Run:
         if self._is_made_for_loading():
             self.model()
             return
+        rates = self._asked_rates()
         model = self.model()
         grads = [param.grad for param in model.params]
         self._check_present(model, grads)
-        self._act(model, grads, _plan.plan_call, loss_scale, on_nonfinite, found_inf)
+        self._act(model, grads, rates, _plan.plan_call, loss_scale, on_nonfinite, found_inf)
 
     @torch.no_grad()
     def flush(self) -> None:
@@ -192,9 +203,19 @@ class Run:
         if not self._counted.accumulated_calls:
             return
         self.check_trained()
-        model, on_nonfinite = self.model(), self.hyperparameters.on_nonfinite
+        rates, on_nonfinite = self._asked_rates(), self.hyperparameters.on_nonfinite
+        model = self.model()
         none = [None] * len(model.params)
-        self._act(model, none, _plan.plan_flush, None, on_nonfinite, None)
+        self._act(model, none, rates, _plan.plan_flush, None, on_nonfinite, None)
+
+    def _asked_rates(self) -> list[Rates]:
+        """Return the rates of all groups for the next call.
+
+        Callables are asked before anything is looked at, because they may change it.
+        """
+        knows = self._counts_on_the_host()
+        calls = (self.counters if knows else self._counted).calls
+        return self.groups.now(self.param_groups, calls)
 
     def _is_made_for_loading(self) -> bool:
         """Return whether this is how torch.distributed.checkpoint has state made to load into.
@@ -225,13 +246,13 @@ class Run:
         self,
         model: Model,
         grads: list[Any],
+        rates: list[Rates],
         plan: Callable[[Hyperparameters, Counters], Call],
         loss_scale: Any,
         on_nonfinite: str,
         found_inf: Any,
     ) -> None:
         h, counters = self.hyperparameters, self._counted
-        rates = self.groups.now(self.param_groups, counters.calls)
         groups = [self.groups.of(group) for group in self.param_groups]
         call = plan(h, counters)
         options = Options(loss_scale, None, any(g.weight_decay for g in groups), call.overwrite)
@@ -254,6 +275,7 @@ class Run:
             else:
                 model.accumulate(seen, options)
             self._counted, self._rates = call.after, rates[0]
+            self.groups.write(self.param_groups, rates)
             if left_to_device is not None:
                 self._skipped_there += left_to_device
 
@@ -269,47 +291,8 @@ class Run:
 
     def check_trained(self) -> None:
         """Refuse to go on while the parameters hold their averages."""
-        if self._holds_averages:
+        if self.holds_averages:
             raise RuntimeError(_messages.averages_held())
-
-    def finalize(self, variables: Any) -> None:
-        """Set parameters, or all, to their moving averages where they have one."""
-        self.check_trained()
-        model = self.model()
-        with _interrupts.held_back(), torch.no_grad():
-            for row, average in self._averages(model, variables).items():
-                model.locals[row].copy_(average)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Let the parameters hold their moving averages for a block."""
-        self.check_trained()
-        model = self.model()
-        averages = self._averages(model, None)
-        trained = {row: model.locals[row].clone() for row in averages}
-        try:
-            self._holds_averages = True
-            with torch.no_grad():
-                for row, average in averages.items():
-                    model.locals[row].copy_(average)
-            yield
-        finally:
-            with _interrupts.held_back(), torch.no_grad():
-                for row, values in trained.items():
-                    model.locals[row].copy_(values)
-                self._holds_averages = False
-
-    def _averages(self, model: Model, variables: Any) -> dict[int, Tensor]:
-        """Return the averages of parameters, or of all, by their rows in the model."""
-        if variables is None:
-            return model.averages_of(range(len(model.params)))
-        if isinstance(variables, (str, Tensor)):
-            variables = [variables]
-        elif isinstance(variables, Mapping):
-            variables = list(variables.values())
-        every = self.parameters()
-        wanted = {id(every[self.row(_unnamed(variable))]) for variable in variables}
-        return model.averages_of(r for r, p in enumerate(model.params) if id(p) in wanted)
 
     def keys(self, group: Group) -> tuple[str, ...]:
         """Return the keys of the state of a group's parameters."""
@@ -344,8 +327,3 @@ class Run:
     def __getstate__(self) -> dict[str, Any]:
         self.check_settled()
         return vars(self) | {"_model": None}
-
-
-def _unnamed(variable: Any) -> Any:
-    """Return the parameter of a pair of a name and a parameter."""
-    return variable[1] if isinstance(variable, tuple) and len(variable) == 2 else variable

@@ -14,7 +14,8 @@ from oneadam._engines import Options
 from oneadam._gradients import Scaling
 from oneadam._hyperparameters import Hyperparameters, Rates
 from oneadam._plan import Call, Scalars, Settings
-from oneadam.torch._model import Model, Seen
+from oneadam.torch._model import Model
+from oneadam.torch._parts import Seen
 
 
 class Norms(NamedTuple):
