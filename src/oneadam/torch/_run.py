@@ -109,19 +109,21 @@ class Run:
         return list(chain.from_iterable(group["params"] for group in self.param_groups))
 
     def check_group(self, group: Group) -> None:
-        """Refuse a new group of which something does not fit."""
+        """Refuse a new group, the last one, of which something does not fit."""
         self.groups.enter(group)
-        every = dict(zip(self.names(), self.parameters(), strict=True))
-        if len(every) != len(self.parameters()):
+        names, params = self.names(), group["params"]
+        if len(set(names)) != len(names):
             raise ValueError(
-                f"parameters must have different names, received {listed(self.names())}; rename"
-                " one of those that are alike"
+                f"parameters must have different names, received {listed(names)}; rename one of"
+                " those that are alike"
             )
-        for name, param in every.items():
+        new = names[len(names) - len(params) :]
+        for name, param in zip(new, params, strict=True):
             _parameters.check_parameter(name, param)
             computed = "float64" if param.dtype == torch.float64 else "float32"
             check_compute_dtype(self.groups.of(group), computed, name)
-        _parameters.check_separate(list(every), list(map(_sharding.local, every.values())))
+        # Against those of other groups they are held at the next step.
+        _parameters.check_separate(new, list(map(_sharding.local, params)))
 
     def adopt_exclusions(self, exclusions: Exclusions) -> None:
         """Exempt from weight decay what a configuration says."""
@@ -186,7 +188,7 @@ class Run:
             found_inf: 0-d, not zero where a scaler has found one here; None where none has looked.
         """
         self.check_trained()
-        if self._process_group is None and not self.parameters():
+        if self._process_group is None and not any(group["params"] for group in self.param_groups):
             return
         if self._is_made_for_loading():
             self.model()
