@@ -1,7 +1,8 @@
-# make demo    train a small network, with only what that needs
-# make test    every test, with every framework that has a door or an engine
-# make lint    style and types
-# make bench   speed, as ratios within one run
+# make demo         train a small network, with only what that needs
+# make demo-torch   the same with PyTorch too, both drawn in one picture
+# make test         every test, with every framework that has a door or an engine
+# make lint         style and types
+# make bench        speed, as ratios within one run
 #
 # PYTHON chooses the interpreter of .venv:      make test PYTHON=python3.12
 # ARGS is handed on to the command:             make demo ARGS="--epochs 10"
@@ -15,10 +16,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PINS := pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench clean
+.PHONY: demo demo-torch test lint bench clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/oneadam demo $(ARGS)
+
+demo-torch: $(VENV)/.installed-torch
+	$(BIN)/oneadam demo --framework torch $(ARGS)
 
 test: $(VENV)/.installed-all
 	$(BIN)/python -m pytest -n 2 $(ARGS)
@@ -46,7 +50,12 @@ $(VENV)/.installed-demo: $(PINS) | $(VENV)/.made
 	@$(PIP) -e '.[cli]'
 	@touch $@
 
+$(VENV)/.installed-torch: $(PINS) | $(VENV)/.made
+	@echo "Installing oneadam, its demo and PyTorch into $(VENV), once; some minutes."
+	@$(PIP) torch==2.13.0 -e '.[cli,torch]'
+	@touch $(VENV)/.installed-demo $@
+
 $(VENV)/.installed-all: $(PINS) | $(VENV)/.made
 	@echo "Installing oneadam, its tools and all frameworks into $(VENV), once; some minutes."
 	@$(PIP) torch==2.13.0 jax -e '.[cli,lightning,transformers,test,dev]'
-	@touch $(VENV)/.installed-demo $@
+	@touch $(VENV)/.installed-demo $(VENV)/.installed-torch $@

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,19 +23,52 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
-    "step": Benchmark("Plain Adam, float32", steps.step),
-    "recipe": Benchmark("Global clipping + decoupled decay + moving average", steps.recipe),
-    "bfloat16": Benchmark("bfloat16 variables and gradients, float32 state", steps.bfloat16),
-    "accumulation": Benchmark("A call that only accumulates, float32", steps.accumulation),
-    "memory": Benchmark("Memory of a step, beyond variables, gradients, state", memory.memory),
-    "startup": Benchmark("Whole processes, from start to end", startup.startup),
+    "numpy": {
+        "step": Benchmark("Plain Adam, float32", partial(steps.step, door="numpy")),
+        "recipe": Benchmark(
+            "Global clipping + decoupled decay + moving average",
+            partial(steps.recipe, door="numpy"),
+        ),
+        "bfloat16": Benchmark("bfloat16 variables and gradients, float32 state", steps.bfloat16),
+        "accumulation": Benchmark("A call that only accumulates, float32", steps.accumulation),
+        "memory": Benchmark(
+            "Memory of a step, beyond variables, gradients, state",
+            partial(memory.memory, door="numpy"),
+        ),
+        "startup": Benchmark("Whole processes, from start to end", startup.startup),
+    },
+    "torch": {
+        "step": Benchmark("AdamW on tensors, float32", partial(steps.step, door="torch")),
+        "recipe": Benchmark(
+            "Global clipping + decoupled decay + moving average on tensors",
+            partial(steps.recipe, door="torch"),
+        ),
+        "host": Benchmark("A step on tensors with next to nothing to compute", steps.host),
+        "memory": Benchmark(
+            "Memory of a step on tensors, beyond parameters, gradients, state",
+            partial(memory.memory, door="torch"),
+        ),
+    },
 }
+"""By door and name."""
+NAMES = list(dict.fromkeys(name for door in BENCHMARKS.values() for name in door))
+
+
+def chosen(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Return doors and names of benchmarks, given any of either; without one of a kind, all."""
+    doors = [door for door in BENCHMARKS if door in words] or list(BENCHMARKS)
+    names = [name for name in NAMES if name in words] or NAMES
+    return [(door, name) for door in doors for name in BENCHMARKS[door] if name in names]
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    known = [*BENCHMARKS, *NAMES]
     parser.add_argument(
-        "names", nargs="*", metavar="name", help=f"any of {', '.join(BENCHMARKS)}; default: all"
+        "words",
+        nargs="*",
+        metavar="door or name",
+        help=f"any of {', '.join(BENCHMARKS)} and of {', '.join(NAMES)}; default: all",
     )
     parser.add_argument("--rounds", type=int, help="how often each contestant is timed")
     parser.add_argument("--threads", type=int, default=oneadam.get_num_threads())
@@ -43,9 +77,9 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="small models and few rounds: shows that it runs, not how fast",
     )
-    arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(BENCHMARKS):
-        parser.error(f"names must be of {', '.join(BENCHMARKS)}, received {', '.join(unknown)}")
+    arguments = parser.parse_intermixed_args()
+    if unknown := sorted(set(arguments.words) - set(known)):
+        parser.error(f"names must be of {', '.join(known)}, received {', '.join(unknown)}")
     for name in ("rounds", "threads"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -63,12 +97,12 @@ def main() -> None:
     if arguments.quick:
         to.print("--quick: the numbers below mean nothing")
     to.print()
-    for name, benchmark in BENCHMARKS.items():
-        if not arguments.names or name in arguments.names:
-            start = time.perf_counter()
-            table = benchmark.run(arguments.rounds, arguments.quick)
-            table.note(f"{name} took {time.perf_counter() - start:.0f} s")
-            table.show(to, benchmark.title)
+    for door, name in chosen(arguments.words):
+        start = time.perf_counter()
+        benchmark = BENCHMARKS[door][name]
+        table = benchmark.run(arguments.rounds, arguments.quick)
+        table.note(f"{door} {name} took {time.perf_counter() - start:.0f} s")
+        table.show(to, benchmark.title)
 
 
 if __name__ == "__main__":

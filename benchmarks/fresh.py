@@ -11,14 +11,15 @@ from pathlib import Path
 _ROOT = Path(__file__).parent.parent
 
 
-def run(code: str, caches: str | None = None) -> tuple[float, str]:
+def run(code: str, caches: str | None = None, **variables: str) -> tuple[float, str]:
     """Return the seconds that a process took, its start and its end included, and its output.
 
     Args:
         code: what it runs.
         caches: the folder for compiled kernels; default: the user's.
+        variables: of the environment, beside those of this process.
     """
-    environment = dict(os.environ)
+    environment = {**os.environ, **variables}
     if caches is not None:
         environment["XDG_CACHE_HOME"] = environment["LOCALAPPDATA"] = caches
     start = time.perf_counter()

@@ -98,9 +98,10 @@ def _laid_out(columns: dict[int, list[Array]], sizes: Sequence[int]):
     return table, cut(np.arange(len(sizes)), np.array(sizes, np.int64))
 
 
-def step(sizes: Sequence[int]) -> Callable[[], None]:
+def step(sizes: Sequence[int], door: str = "numpy") -> Callable[[], None]:
     """Return what moves the 28 bytes per element of a float32 step."""
-    columns = {role: random(sizes, role) for role in (PARAM, GRAD, MOMENTUM, VELOCITY)}
+    roles = (PARAM, GRAD, MOMENTUM, VELOCITY)
+    columns = {role: random(sizes, role, door=door) for role in roles}
     table, pieces = _laid_out(columns, sizes)
 
     def run(columns=columns) -> None:  # which must outlive the addresses
@@ -109,10 +110,10 @@ def step(sizes: Sequence[int]) -> Callable[[], None]:
     return run
 
 
-def recipe(sizes: Sequence[int]) -> Callable[[], None]:
+def recipe(sizes: Sequence[int], door: str = "numpy") -> Callable[[], None]:
     """Return what reads the gradients and then moves 36 bytes per element, from the last on."""
     roles = (PARAM, GRAD, MOMENTUM, VELOCITY, AVERAGE)
-    columns = {role: random(sizes, role) for role in roles}
+    columns = {role: random(sizes, role, door=door) for role in roles}
     table, pieces = _laid_out(columns, sizes)
     sums = np.empty(len(pieces.table.array), np.float32)
 

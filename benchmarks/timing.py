@@ -13,6 +13,10 @@ import numpy as np
 _PAUSE = 0.02
 
 
+def _nothing() -> None:
+    """Leave everything as it is."""
+
+
 class Contestant(NamedTuple):
     """Somebody who can take a step."""
 
@@ -20,6 +24,8 @@ class Contestant(NamedTuple):
     step: Callable[[], object]
     at_least: float | None = None
     """The target: how many times oneadam's time its own should be."""
+    prepare: Callable[[], object] = _nothing
+    """What has to happen before each step, and is not timed."""
 
 
 class Spread(NamedTuple):
@@ -45,7 +51,9 @@ def in_turns(contestants: Sequence[Contestant], rounds: int) -> list[list[float]
     for _ in range(rounds):
         for contestant, taken in zip(contestants, seconds, strict=True):
             time.sleep(_PAUSE)
+            contestant.prepare()
             contestant.step()
+            contestant.prepare()
             start = time.perf_counter()
             contestant.step()
             taken.append(time.perf_counter() - start)

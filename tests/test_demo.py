@@ -4,7 +4,10 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +21,8 @@ from oneadam.cli.network import CLASSES, PIXELS, accuracy, initial_parameters, l
 
 PROGRESS = "progress.safetensors"
 FILES = {PROGRESS, "optimizer.safetensors", "training.png"}
+TORCH_FILES = {*FILES, "optimizer-torch.safetensors"}
+NEEDS_TORCH = pytest.mark.skipif(find_spec("torch") is None, reason="could not import 'torch'")
 # Colours and Typer's boxes would depend on where the tests run.
 SETTINGS_OF_TERMINALS = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TTY_COMPATIBLE", "COLUMNS")
 
@@ -53,6 +58,11 @@ def refusal(*options: object) -> str:
     return result.output
 
 
+def history(folder: Path, framework: str = "numpy") -> np.ndarray:
+    """Return one row per epoch: loss, accuracy, averaged accuracy, learning rate, norm."""
+    return load_file(folder / PROGRESS)[f"{framework}/history"]
+
+
 def content(file: Path) -> object:
     """Everything in a file, to the bit; safetensors writes metadata in no particular order."""
     if file.suffix != ".safetensors":
@@ -77,7 +87,7 @@ def test_the_full_run_reaches_97_percent_and_is_quiet_off_a_terminal(tmp_path):
     process = run("--out", tmp_path)
     assert (process.returncode, process.stderr) == (0, "")
     assert {path.name for path in tmp_path.iterdir()} == FILES
-    last = load_file(tmp_path / PROGRESS)["history"][-1]
+    last = history(tmp_path)[-1]
     assert last[1] >= 0.97, "trained weights"
     assert last[2] >= 0.97, "averaged weights"
 
@@ -158,12 +168,14 @@ def _kill(moments: random.Random, *options: object) -> None:
 def _epochs_done(folder: Path) -> int:
     """Read the file of a killed run, which must be whole; -1 before there is one."""
     file = folder / PROGRESS
-    return len(load_file(file)["history"]) if file.exists() else -1
+    if not file.exists():
+        return -1
+    return sum(len(v) for name, v in load_file(file).items() if name.endswith("/history"))
 
 
-def _assert_same_outcome(folder: Path, expected: Path) -> None:
-    assert {path.name for path in folder.iterdir()} == FILES
-    for name in FILES:
+def _assert_same_outcome(folder: Path, expected: Path, files: set[str] = FILES) -> None:
+    assert {path.name for path in folder.iterdir()} == files
+    for name in files:
         assert content(folder / name) == content(expected / name), name
 
 
@@ -241,11 +253,181 @@ def test_the_optimizers_own_file_is_not_taken_for_a_run(finished, tmp_path):
     assert "not a file of oneadam demo" in refusal("--resume", "--out", tmp_path)
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Give torch its threads back, of which the demo takes one."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+class WithTorch(NamedTuple):
+    """A short run with PyTorch beside NumPy, and what it said."""
+
+    folder: Path
+    said: str
+
+
+@pytest.fixture(scope="module")
+def with_torch(tmp_path_factory: pytest.TempPathFactory) -> WithTorch:
+    folder = tmp_path_factory.mktemp("torch")
+    process = run("--framework", "torch", "--epochs", 4, "--seed", 7, "--out", folder)
+    assert (process.returncode, process.stderr) == (0, "")
+    return WithTorch(folder, process.stdout)
+
+
+def _relative_differences(losses: np.ndarray, others: np.ndarray) -> np.ndarray:
+    return np.abs(losses - others) / losses
+
+
+@NEEDS_TORCH
+def test_the_curve_of_torch_coincides_with_that_of_numpy(with_torch, finished, tmp_path):
+    numpys, torchs = (history(with_torch.folder, name) for name in ("numpy", "torch"))
+    np.testing.assert_array_equal(numpys, history(finished))
+    assert _relative_differences(numpys[:, 0], torchs[:, 0]).max() < 1e-4
+    np.testing.assert_allclose(torchs[:, 4], numpys[:, 4], rtol=1e-3)
+    np.testing.assert_array_equal(torchs[:, 3], numpys[:, 3])
+    # One digit of 360 may be judged differently.
+    np.testing.assert_allclose(torchs[:, 1:3], numpys[:, 1:3], atol=1.5 / 360)
+    # They are two computations all the same, and another order of the data is another curve.
+    assert (torchs[:, 0] != numpys[:, 0]).any()
+    invoke("--epochs", 4, "--seed", 8, "--out", tmp_path)
+    assert _relative_differences(numpys[:, 0], history(tmp_path)[:, 0]).max() > 1e-2
+
+
+@NEEDS_TORCH
+def test_torch_is_shown_beside_numpy(with_torch, finished):
+    lines = with_torch.said.splitlines()
+    assert [line for line in lines if line in ("NumPy", "PyTorch")] == ["NumPy", "PyTorch"]
+    assert with_torch.said.isascii()
+    weights = [line.split()[:2] for line in lines if "of 360" in line]
+    assert weights == [[f, w] for f in ("NumPy", "PyTorch") for w in ("trained", "averaged")]
+    (closeness,) = [line for line in lines if line.startswith("The losses of NumPy and PyTorch")]
+    numpys, torchs = (history(with_torch.folder, name)[:, 0] for name in ("numpy", "torch"))
+    assert f" {_relative_differences(numpys, torchs).max():.1e} " in closeness
+    assert {path.name for path in with_torch.folder.iterdir()} == TORCH_FILES
+    picture = (with_torch.folder / "training.png").read_bytes()
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    assert picture != (finished / "training.png").read_bytes()
+
+
+@NEEDS_TORCH
+@pytest.mark.usefixtures("threads")
+def test_the_network_of_torch_is_that_of_numpy():
+    import torch
+
+    from oneadam.cli.recipe import Recipe
+    from oneadam.cli.torch_training import Training
+
+    digits = load()
+    training = Training(Recipe(epochs=1, seed=3), digits)
+    assert isinstance(training.optimizer, torch.optim.Optimizer)
+    batch = Examples(digits.training.images[:16], digits.training.labels[:16])
+    parameters = initial_parameters(3)
+    loss, gradients = loss_and_gradients(parameters, batch)
+    assert training.accuracy(digits.held_out) == accuracy(parameters, digits.held_out)
+    assert training.step(batch) == pytest.approx(loss, rel=1e-6)
+    (group,) = training.optimizer.param_groups
+    for name, param in zip(group["param_names"], group["params"], strict=True):
+        layer, _, kind = name.partition(".")
+        expected = gradients[layer]["kernel" if kind == "weight" else kind]
+        np.testing.assert_allclose(param.grad.numpy().T, expected, rtol=1e-4, atol=1e-6)
+
+
+@NEEDS_TORCH
+def test_killed_while_torch_trains_it_resumes_bit_for_bit(with_torch, tmp_path):
+    options = ("--framework", "torch", "--epochs", 4, "--seed", 7, "--out", tmp_path)
+    with _started(*options) as process:
+        while process.stdout.readline() != "PyTorch\n":
+            assert process.poll() is None
+        # The heading, and the line of the first epoch.
+        assert process.stdout.readline()
+        assert process.stdout.readline()
+        process.kill()
+    assert 5 <= _epochs_done(tmp_path) <= 8
+    # The run's own frameworks are found again.
+    assert run("--resume", "--out", tmp_path).returncode == 0
+    _assert_same_outcome(tmp_path, with_torch.folder, TORCH_FILES)
+
+
+@NEEDS_TORCH
+@pytest.mark.usefixtures("threads")
+def test_torch_may_join_a_finished_run(finished, with_torch, tmp_path):
+    (tmp_path / PROGRESS).write_bytes((finished / PROGRESS).read_bytes())
+    said = invoke("--resume", "--framework", "torch", "--out", tmp_path)
+    assert "after epoch 4 of 4 NumPy, 0 of 4 PyTorch" in said
+    _assert_same_outcome(tmp_path, with_torch.folder, TORCH_FILES)
+
+
+@NEEDS_TORCH
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b"hidden.weight", b"latent.weight"), (b"hidden.bias/step", b"hidden.bias/slip")],
+    ids=["of another network", "of another optimizer"],
+)
+def test_a_run_of_torch_that_does_not_fit_is_refused(with_torch, tmp_path, before, after):
+    whole = (with_torch.folder / PROGRESS).read_bytes()
+    damaged = whole.replace(before, after)
+    assert damaged != whole
+    (tmp_path / PROGRESS).write_bytes(damaged)
+    message = refusal("--resume", "--out", tmp_path)
+    assert "cannot be continued" in message
+    assert after.decode() in message
+    assert (tmp_path / PROGRESS).read_bytes() == damaged
+
+
+@NEEDS_TORCH
+def test_the_portable_checkpoints_of_both_say_the_same(with_torch):
+    """Each has its framework's names and shapes; torch's kernels are transposed."""
+    numpys, torchs = (
+        load_file(with_torch.folder / name)
+        for name in ("optimizer.safetensors", "optimizer-torch.safetensors")
+    )
+    renamed = {k.replace("/kernel", ".weight").replace("/bias", ".bias"): k for k in numpys}
+    assert renamed.keys() == torchs.keys()
+    assert any(".weight" in name for name in torchs)
+    for name, value in torchs.items():
+        other = numpys[renamed[name]]
+        scale = float(np.abs(other).max(initial=1e-30))
+        np.testing.assert_allclose(value.T, other, rtol=0, atol=1e-3 * scale, err_msg=name)
+
+
+def test_an_unknown_framework_is_refused(tmp_path):
+    message = refusal("--framework", "abacus", "--out", tmp_path / "none")
+    assert "received abacus" in message
+    assert not (tmp_path / "none").exists()
+
+
+def test_without_torch_the_command_works_and_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "oneadam.cli.demo.find_spec", lambda name: None if name == "torch" else find_spec(name)
+    )
+    message = refusal("--framework", "torch", "--out", tmp_path / "none")
+    assert "python -m pip install 'oneadam[cli,torch]'" in message
+    assert not (tmp_path / "none").exists()
+    invoke("--framework", "numpy", "--epochs", 1, "--out", tmp_path / "some")
+    assert {path.name for path in (tmp_path / "some").iterdir()} == FILES
+
+
+def test_training_with_numpy_does_not_load_torch(tmp_path):
+    code = (
+        "import sys; from oneadam.cli.app import app\n"
+        f"app(['demo', '--epochs', '1', '--out', {str(tmp_path)!r}], standalone_mode=False)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=False, env=environment()).returncode == 0
+    )
+
+
 def test_help_loads_neither_framework_nor_compiler():
     code = (
         "import sys; from oneadam.cli.app import app\n"
         "app(['demo', '--help'], standalone_mode=False)\n"
-        "sys.exit(any(name in sys.modules for name in ('numba', 'sklearn', 'matplotlib')))"
+        "sys.exit(any(name in sys.modules for name in ('numba', 'sklearn', 'torch', 'matplotlib')))"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], check=False, env=environment()).returncode == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from oneadam import __version__
+from oneadam.cli import frameworks
 from oneadam.cli.recipe import Recipe
 
 app = typer.Typer(
@@ -37,6 +38,14 @@ def _at_least(lowest: int) -> Callable[[int | None], int | None]:
     return check
 
 
+def _known_frameworks(names: Sequence[str] | None) -> Sequence[str] | None:
+    try:
+        frameworks.in_order(names or ())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return names
+
+
 @app.callback()
 def oneadam(
     version: Annotated[
@@ -61,6 +70,14 @@ def demo(
             help=f"Of weights and data order, {_DEFAULT.seed} if not given.",
         ),
     ] = None,
+    framework: Annotated[
+        list[str] | None,
+        typer.Option(
+            callback=_known_frameworks,
+            help=f"{' or '.join(frameworks.KNOWN)}, and may be given several times. "
+            "NumPy is always among them, for comparison.",
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="The folder for weights, optimizer state and picture.")
     ] = Path("oneadam-demo"),
@@ -74,7 +91,7 @@ def demo(
     from oneadam.cli.demo import demo as run
 
     try:
-        run(Console(), out, epochs=epochs, seed=seed, resume=resume)
+        run(Console(), out, epochs=epochs, seed=seed, resume=resume, chosen=framework or ())
     except Refused as error:
         typer.echo(f"oneadam demo: {error}", err=True)
         raise typer.Exit(2) from error

@@ -27,11 +27,13 @@ def draw(path: Path, histories: Mapping[str, Sequence[Epoch]]) -> None:
     """
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
-    for (name, history), colour in zip(histories.items(), _COLOURS, strict=False):
+    drawn = zip(range(len(histories), 0, -1), histories.items(), _COLOURS, strict=False)
+    for rank, (name, history), colour in drawn:
         epochs = range(1, len(history) + 1)
         marker = "o" if len(history) == 1 else ""
-        style = {"color": colour, "linewidth": 2, "marker": marker}
-        averaged = {**style, "linestyle": (0, (4, 2)), "alpha": 0.6}
+        # Curves may coincide: the earlier ones are wider, and show at the edges of the later.
+        style = {"color": colour, "linewidth": 3 * rank - 1, "marker": marker}
+        averaged = {**style, "linestyle": (0, (4 / rank, 2 / rank)), "alpha": 0.6}
         loss.plot(epochs, [epoch.loss for epoch in history], label=name, **style)
         accuracy.plot(
             epochs, [epoch.accuracy for epoch in history], label=f"{name}, trained", **style
@@ -56,6 +58,8 @@ def draw(path: Path, histories: Mapping[str, Sequence[Epoch]]) -> None:
     ):
         _dress(axes, title)
     accuracy.legend(frameon=False, loc="lower right")
+    if len(histories) > 1:
+        loss.legend(frameon=False, loc="upper right")
     figure.savefig(path, dpi=150)
 
 

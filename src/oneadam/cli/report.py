@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import typer
@@ -31,17 +31,22 @@ def say(console: Console, text: str) -> None:
 
 
 @contextmanager
-def live(console: Console, epochs: int, done: int) -> Iterator[Show]:
+def live(console: Console, title: str, epochs: int, done: int) -> Iterator[Show]:
     """Give a function that shows an epoch: its number, what came of it, and examples per second.
 
     A terminal gets a display in place; anything else a line for some of the epochs. `done`
-    of the epochs were trained before.
+    of the epochs were trained before. The title tells this run from others; it may be empty.
     """
     if not _is_watched(console):
+        if title:
+            typer.echo(title)
         yield _lines(epochs)
         return
     bar = Progress(
-        TextColumn("oneadam demo"), BarColumn(None), TimeElapsedColumn(), console=console
+        TextColumn(f"oneadam demo {title}".rstrip()),
+        BarColumn(None),
+        TimeElapsedColumn(),
+        console=console,
     )
     task = bar.add_task("", total=epochs, completed=done)
     with Live(bar, console=console) as display:
@@ -55,10 +60,21 @@ def live(console: Console, epochs: int, done: int) -> Iterator[Show]:
         yield show
 
 
-def table(console: Console, epoch: Epoch, examples: int) -> None:
-    """Print how many of the held-out examples are recognised after the last epoch."""
+def table(console: Console, outcomes: Mapping[str, Epoch], examples: int) -> None:
+    """Print how many of the held-out examples are recognised after the last epoch of each run.
+
+    Args:
+        console: Where to.
+        outcomes: The last epochs, by titles, which may be empty.
+        examples: How many were held out.
+    """
     rows = [
-        (weights, f"{share:.2%}", f"{round((1 - share) * examples)} of {examples}")
+        (
+            f"{title} {weights}".lstrip(),
+            f"{share:.2%}",
+            f"{round((1 - share) * examples)} of {examples}",
+        )
+        for title, epoch in outcomes.items()
         for weights, share in (
             ("trained", epoch.accuracy),
             ("averaged", epoch.averaged_accuracy),
@@ -66,8 +82,9 @@ def table(console: Console, epoch: Epoch, examples: int) -> None:
     ]
     headings = ("weights", "held-out accuracy", "mistaken")
     if not _is_watched(console):
+        width = max(len(row[0]) for row in rows) + 2
         for row in (headings, *rows):
-            typer.echo(f"{row[0]:<10}{row[1]:>18}{row[2]:>12}")
+            typer.echo(f"{row[0]:<{width}}{row[1]:>18}{row[2]:>12}")
         return
     drawn = Table(box=box.ROUNDED)
     drawn.add_column(headings[0])

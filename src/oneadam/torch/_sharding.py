@@ -107,7 +107,7 @@ class Sums:
         Args:
             values: float64, an array, or a tensor if the device is to keep them.
         """
-        sums = torch.as_tensor(values).clone()
+        sums = _as_tensor(values).clone()
         for group, kinds in self._groups:
             # Kind 0 is whole where it is.
             rows = np.flatnonzero(np.isin(self._kinds, [kind for kind in kinds if kind]))
@@ -117,7 +117,7 @@ class Sums:
 
     def of_all(self, values: Any) -> Any:
         """Return the sum over all parts of all parameters, given those of the parts here."""
-        here = torch.as_tensor(values)
+        here = _as_tensor(values)
         kinds_here = torch.from_numpy(self._kinds).to(here.device)
         totals = here.new_zeros(self._count).index_add_(0, kinds_here, here)
         for group, kinds in self._groups:
@@ -130,7 +130,8 @@ class Sums:
         A bool is answered with a bool, a tensor with one on its device.
         """
         for group, _ in self._groups:
-            found = _added_up(torch.as_tensor(here, dtype=torch.float64), group) != 0.0
+            flag = here.double() if isinstance(here, Tensor) else _flag(here)
+            found = _added_up(flag, group) != 0.0
             here = found if isinstance(here, Tensor) else bool(found)
         return here
 
@@ -167,9 +168,16 @@ def happened_anywhere(params: Sequence[Tensor], here: bool) -> bool:
     """Return whether something has happened in any process that holds a part of parameters."""
     for mesh in dict.fromkeys(p.device_mesh for p in params if isinstance(p, DTensor)):
         for dimension in range(mesh.ndim):
-            flag = torch.tensor(float(here))
-            here = bool(_added_up(flag, mesh.get_group(dimension)))
+            here = bool(_added_up(_flag(here), mesh.get_group(dimension)))
     return here
+
+
+def _as_tensor(values: Any) -> Tensor:
+    return values if isinstance(values, Tensor) else torch.from_numpy(values)
+
+
+def _flag(here: bool) -> Tensor:
+    return torch.tensor(float(here), dtype=torch.float64, device="cpu")
 
 
 def _added_up(values: Tensor, group: Group) -> Tensor:

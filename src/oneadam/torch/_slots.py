@@ -60,7 +60,8 @@ def fitted(param: Tensor, key: str, value: Any) -> Tensor:
         ValueError: it has another shape than the parameter.
     """
     if key in NUMBERS:
-        number: Tensor = torch.as_tensor(value).detach().to("cpu", NUMBERS[key]).reshape(())
+        given = value.detach() if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
+        number = given.to("cpu", NUMBERS[key]).reshape(())
         if not number >= 0:
             raise ValueError(
                 f"state {key!r} must be a number >= 0, received {value!r}; it is damaged, and"

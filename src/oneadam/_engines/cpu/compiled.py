@@ -31,10 +31,12 @@ from oneadam import __version__
 from oneadam._engines.cpu.formats import C_TYPES
 
 _KERNELS = "oneadam._engines.cpu.kernels"
-_OBJECTS = "oneadam._engines.cpu.objects"
-_MODULES = {"inspect": _OBJECTS}
+_MODULES = {
+    "inspect": "oneadam._engines.cpu.objects",
+    "inspect_tensors": "oneadam._engines.cpu.exchange",
+}
 """Where each kernel stands, if not with the others."""
-_KEEP_LOCK = ("inspect",)
+_KEEP_LOCK = ("inspect", "inspect_tensors")
 """The kernels that read Python's objects, which nobody may change meanwhile."""
 
 _HERE = Path(__file__).parent

@@ -1,12 +1,13 @@
 """What a call finds out about tensors in host memory: where they lie, formats, overlaps.
 
-Addresses are asked for anew in every call, because a tensor's memory may be exchanged behind its
-back (`tensor.data = ...`), and they are used while the tensors are held.
+All is asked for anew in every call, because a tensor's memory may be exchanged behind its back
+(`tensor.data = ...`), and addresses are used while the tensors are held.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from oneadam._engines import Buffers
 from oneadam._engines.cpu import layout
 from oneadam._engines.gradients import ABSENT, LOOK_CLOSER, Formats, Gradients
 from oneadam._engines.spans import Spans
+from oneadam._engines.torch.inspection import Inspector, held
 from oneadam._engines.torch.tensors import compute_dtype, format_of, is_dense, order, span
 
 Int64s = NDArray[np.int64]
@@ -29,39 +31,45 @@ class Sight:
     Args:
         buffers: the parameters, of which no two overlap, and their state; strided tensors in
             host memory.
+
+    Raises:
+        ValueError: one of them has no memory.
     """
 
     def __init__(self, buffers: Buffers) -> None:
-        self._buffers = buffers
         self._params: list[Tensor] = buffers.param
-        count = len(self._params)
         self.sizes = np.array([param.numel() for param in self._params], np.int64)
         self.wide = np.array([param.dtype == torch.float64 for param in self._params], np.bool_)
-        self._state = {
+        self._state: dict[int, list[Tensor]] = {
             column: buffers[column] for column in layout.STATE if buffers[column] is not None
         }
-        self._written = [*self._params, *(t for column in self._state.values() for t in column)]
-        self._addresses = self._found_addresses()
-        self._bytes = [tensor.nbytes for tensor in self._written]
-        self._dtypes = [param.dtype for param in self._params]
-        self._formats = np.array([self._format(row) for row in range(count)], np.int8)
-        self._all_contiguous = all(param.is_contiguous() for param in self._params)
-        self._single = np.flatnonzero(self.sizes == 1).tolist()
+        state = [tensor for column in self._state.values() for tensor in column]
+        self._written = [*self._params, *state]
+        self._variables = Inspector(self._written, gradients=False)
+        self._gradients = Inspector(self._params, gradients=True)
+        self._variables.inspect(self._written)
+        self._addresses = self._variables.addresses.copy()
+        self._formats_found = self._variables.formats.copy()
+        unread = np.flatnonzero(self._formats_found == LOOK_CLOSER).tolist()
+        self._unread = [self._written[row] for row in unread]
+        self._kinds_unread = list(map(_kind, self._unread))
+        _check_memory(self._unread)
+        self.formats = np.array([self._format(row) for row in range(len(self._params))], np.int8)
+        """The format of each parameter; `LOOK_CLOSER` for one that the kernels cannot take."""
         self._spans = Spans([span(tensor) for tensor in self._written if tensor.numel()])
         self._separate: tuple[Int64s, Formats] | None = None
-        # What gradients have when they are like their parameters; the kernels know it or not.
-        self._everyday = np.array([format_of(dtype) for dtype in self._dtypes], np.int8)
-
-    @property
-    def formats(self) -> Formats:
-        """The format of each parameter; `LOOK_CLOSER` for one that the kernels cannot take."""
-        return self._formats
+        found = self._formats_found[len(self._params) :] != LOOK_CLOSER
+        self._held = held(list(compress(state, found.tolist())))
 
     def _format(self, row: int) -> int:
-        param = self._params[row]
+        param, count = self._params[row], len(self._params)
+        if LOOK_CLOSER in self._formats_found[row::count] or not is_dense(param):
+            return LOOK_CLOSER
         computed, elements = compute_dtype(param.dtype), order(param)
-        fits = is_dense(param) and all(
-            column[row].dtype == computed and order(column[row]) == elements
+        fits = not param.is_neg() and all(
+            column[row].dtype == computed
+            and order(column[row]) == elements
+            and not column[row].is_neg()
             for column in self._state.values()
         )
         return format_of(param.dtype) if fits else LOOK_CLOSER
@@ -77,15 +85,12 @@ class Sight:
 
     def is_current(self) -> bool:
         """Return whether parameters and state are where and what they were."""
-        # A comprehension, because it is faster than everything else that calls a method.
+        self._variables.inspect(self._written)
         return (
-            np.array_equal(self._found_addresses(), self._addresses)
-            and [tensor.nbytes for tensor in self._written] == self._bytes
-            and [param.dtype for param in self._params] == self._dtypes
+            np.array_equal(self._variables.addresses, self._addresses)
+            and np.array_equal(self._variables.formats, self._formats_found)
+            and list(map(_kind, self._unread)) == self._kinds_unread
         )
-
-    def _found_addresses(self) -> Int64s:
-        return np.array([tensor.data_ptr() for tensor in self._written], np.int64)
 
     def look(
         self, grads: list[Any], closer: Callable[[int, Any], Tensor | None], table: Int64s
@@ -94,58 +99,35 @@ class Sight:
 
         Args:
             grads: one for each parameter, of any kind.
-            closer: called with a parameter's number and its gradient where that does not lie in
-                memory like its parameter; returns a strided tensor of its shape in host memory,
-                or None where there is no gradient, or raises.
+            closer: called with a parameter's number and its gradient where that is no plain
+                tensor that lies in memory like its parameter; returns a strided tensor of its
+                shape in host memory, or None where there is no gradient, or raises.
             table: of addresses.
         """
         arrays = list(grads)
-        if self._are_everyday(arrays):
-            addresses = np.array([grad.data_ptr() for grad in arrays], np.int64)
-            formats = self._everyday.copy()
-        else:
-            addresses, formats = self._examined(arrays, closer)
+        self._gradients.inspect(arrays)
+        odd = np.flatnonzero(self._gradients.formats == LOOK_CLOSER).tolist()
+        if odd:
+            for row in odd:
+                arrays[row] = closer(row, arrays[row])
+            # Foreign code may have run, and have moved others.
+            self._gradients.inspect(arrays)
+        addresses, formats = self._gradients.addresses, self._gradients.formats.copy()
+        for row in odd:
+            addresses[row], formats[row] = self._located(row, arrays[row])
         gradients = Gradients(arrays, formats)
-        if not self._are_as_before(addresses, formats):
+        # Where strides are unknown, an address does not tell what memory is shared.
+        if odd or not self._are_as_before(addresses, formats):
             self._copy_overlapping(gradients, addresses)
         table[:, layout.GRAD] = addresses
         return gradients
 
-    def _are_everyday(self, grads: list[Any]) -> bool:
-        """Return whether every gradient is there, and in memory like its parameter."""
-        if not self._all_contiguous or set(map(type, grads)) - {Tensor}:
-            return False
-        try:
-            # Comprehensions, because they are faster than everything else that asks a tensor.
-            return (
-                [grad.nbytes for grad in grads] == self._bytes[: len(grads)]
-                and [grad.dtype for grad in grads] == self._dtypes
-                and False not in [grad.is_contiguous() for grad in grads]
-                and False not in [grad.is_cpu for grad in grads]
-                # With one element even a negated view is contiguous.
-                and True not in [grads[row].is_neg() for row in self._single]
-            )
-        except RuntimeError:  # a sparse gradient has no bytes to count
-            return False
-
-    def _examined(
-        self, grads: list[Any], closer: Callable[[int, Any], Tensor | None]
-    ) -> tuple[Int64s, Formats]:
-        """Return where gradients lie and in what formats, having put in order what can be."""
-        addresses = np.zeros(len(grads), np.int64)
-        formats = np.full(len(grads), ABSENT, np.int8)
-        for row, grad in enumerate(grads):
-            if grad is not None:
-                grads[row] = closer(row, grad)
-            if grads[row] is not None:
-                addresses[row], formats[row] = self._located(row, grads[row])
-        return addresses, formats
-
-    def _located(self, row: int, grad: Tensor) -> tuple[int, int]:
+    def _located(self, row: int, grad: Tensor | None) -> tuple[int, int]:
+        """Return the address and the format of one gradient that has passed all checks."""
+        if grad is None:
+            return 0, ABSENT
         param = self._params[row]
-        alike = (param.is_contiguous() and grad.is_contiguous()) or (
-            is_dense(grad) and order(grad) == order(param)
-        )
+        alike = grad.numel() == 0 or (is_dense(param) and order(grad) == order(param))
         return grad.data_ptr(), format_of(grad.dtype) if alike else LOOK_CLOSER
 
     def _are_as_before(self, addresses: Int64s, formats: Formats) -> bool:
@@ -165,3 +147,18 @@ class Sight:
             arrays[row] = arrays[row].clone()
             addresses[row], formats[row] = self._located(row, arrays[row])
         self._separate = None if overlapping else (addresses.copy(), formats)
+
+
+def _check_memory(tensors: list[Tensor]) -> None:
+    """Refuse tensors that have elements and nothing to keep them in."""
+    for tensor in tensors:
+        if tensor.numel() and not tensor.data_ptr():
+            raise ValueError(
+                "parameters and state must have memory, received a tensor of shape"
+                f" {tuple(tensor.shape)} whose storage was freed; bring it back before the step"
+            )
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    """Return all that must stay the same of a tensor."""
+    return tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride()

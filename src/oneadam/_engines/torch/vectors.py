@@ -19,7 +19,10 @@ class Vectors:
 
     def asarray(self, values: Any) -> Tensor:
         """Return numbers as a vector on the device; bools stay bools."""
-        given: Tensor = torch.as_tensor(values)
+        if isinstance(values, Tensor):
+            given = values
+        else:
+            given = torch.as_tensor(values, device="cpu")
         dtype = torch.bool if given.dtype == torch.bool else torch.float64
         return given.to(self.device, dtype, non_blocking=True)
 
