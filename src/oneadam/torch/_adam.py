@@ -122,6 +122,8 @@ class Adam(torch.optim.Optimizer):
         defaults = _spelling.defaults(arguments, maximize)
         self._run = Run(self, Hyperparameters(**arguments), Exclusions(), process_group)
         super().__init__(_spelling.listed_parameters(params), defaults)
+        self._run.check_separate()
+        self._run.is_made = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with hyperparameters of their own, at any time.

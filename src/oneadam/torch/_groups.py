@@ -12,7 +12,7 @@ from torch import Tensor
 from oneadam import _arguments as arguments
 from oneadam._engines.torch import tensors
 from oneadam._hyperparameters import Hyperparameters, Rates, learning_rate_now, now
-from oneadam.torch._spelling import OWN, Group, check_names, pair_of_betas
+from oneadam.torch._spelling import BETAS, OWN, Group, check_names, pair_of_betas
 
 
 def with_group(
@@ -48,6 +48,15 @@ class Known(NamedTuple):
     group: Group
     entries: tuple[Any, ...]
     hyperparameters: Hyperparameters
+    """What decides; of its rates only those that are callables."""
+    rates: Rates
+    """The rates that are no callables: numbers, or a tensor."""
+
+    @property
+    def has_callables(self) -> bool:
+        """Whether a rate has to be asked for."""
+        h = self.hyperparameters
+        return callable(h.learning_rate) or callable(h.beta_1) or callable(h.beta_2)
 
 
 class Groups:
@@ -76,22 +85,28 @@ class Groups:
         self._remember(group, hyperparameters)
 
     def of(self, group: Group) -> Hyperparameters:
-        """Return the hyperparameters of a group as its entries are now.
+        """Return what decides in a group as its entries are now; its rates only if callables.
 
         Raises:
             TypeError, ValueError: an entry is of another kind, out of range, or was changed where
                 a schedule decides.
         """
-        entries = tuple(group[name] for name in OWN)
+        return self._look(group).hyperparameters
+
+    def _look(self, group: Group) -> Known:
+        entries = tuple([group[name] for name in OWN])
         known = self._known.get(id(group))
-        if known is not None and known.group is group:
-            if known.entries == entries:
-                return known.hyperparameters
-            before = known.hyperparameters
-        else:
-            before = self.base
-            known = None
-        callables = _callables(before, known)
+        if known is None or known.group is not group:
+            return self._look_closer(group, _callables(self.base))
+        if known.entries == entries:
+            return known
+        callables = _callables(known.hyperparameters, known)
+        if known.entries[_RATES:] != entries[_RATES:]:
+            return self._look_closer(group, callables)
+        # Schedulers change nothing but the rates, and at every step.
+        return self._remember(group, known.hyperparameters)
+
+    def _look_closer(self, group: Group, callables: Mapping[str, Any]) -> Known:
         return self._remember(group, with_group(self.base, group, callables))
 
     def now(self, groups: list[Group], calls: int) -> list[Rates]:
@@ -100,31 +115,38 @@ class Groups:
         A callable is evaluated once, however many groups have it.
         """
         answers: dict[int, float] = {}
-        return [self._of_call(group, calls, answers) for group in groups]
+        return [self._of_call(self._look(group), calls, answers) for group in groups]
 
-    def _of_call(self, group: Group, calls: int, answers: dict[int, float]) -> Rates:
-        hyperparameters = self.of(group)
-        rates = now(hyperparameters, calls, answers)
-        if isinstance(group["lr"], Tensor) and not callable(hyperparameters.learning_rate):
-            return rates._replace(learning_rate=_number_in(group["lr"]))
-        return rates
+    def _of_call(self, known: Known, calls: int, answers: dict[int, float]) -> Rates:
+        rates, rate = known.rates, known.group["lr"]
+        if isinstance(rate, Tensor):
+            rates = rates._replace(learning_rate=_number_in(rate))
+        if not known.has_callables:
+            return rates
+        asked = now(known.hyperparameters, calls, answers)
+        return Rates(
+            *(
+                answer if callable(getattr(known.hyperparameters, name)) else number
+                for name, answer, number in zip(Rates._fields, asked, rates, strict=True)
+            )
+        )
 
     def write(self, groups: list[Group], rates: list[Rates]) -> None:
         """Write down the rates that callables have given in a call."""
         for group, own in zip(groups, rates, strict=True):
-            hyperparameters = self.of(group)
-            if callable(hyperparameters.learning_rate):
-                group["lr"] = own.learning_rate
-            if callable(hyperparameters.beta_1) or callable(hyperparameters.beta_2):
+            known = self._known[id(group)]
+            if known.has_callables:
+                if callable(known.hyperparameters.learning_rate):
+                    group["lr"] = own.learning_rate
                 group["betas"] = (own.beta_1, own.beta_2)
-            self._remember(group, hyperparameters)
+                self._remember(group, known.hyperparameters)
 
     def learning_rate(self, group: Group, calls: int) -> float:
         """Return the learning rate of a group for one call."""
         hyperparameters = self.of(group)
-        if isinstance(group["lr"], Tensor) and not callable(hyperparameters.learning_rate):
-            return float(group["lr"])
-        return learning_rate_now(hyperparameters, calls)
+        if callable(hyperparameters.learning_rate):
+            return learning_rate_now(hyperparameters, calls)
+        return float(group["lr"])
 
     def assign_learning_rate(self, groups: list[Group], value: Any) -> None:
         """Give all groups another learning rate: a number, tensor, schedule or callable."""
@@ -156,10 +178,30 @@ class Groups:
         vars(self).update(state)
         self._known = {id(known.group): known for known in self._known.values()}
 
-    def _remember(self, group: Group, hyperparameters: Hyperparameters) -> Hyperparameters:
-        entries = tuple(group[name] for name in OWN)
-        self._known[id(group)] = Known(group, entries, hyperparameters)
-        return hyperparameters
+    def _remember(self, group: Group, hyperparameters: Hyperparameters) -> Known:
+        rates = _numbers(group, hyperparameters)
+        entries = tuple([group[name] for name in OWN])
+        known = self._known[id(group)] = Known(group, entries, hyperparameters, rates)
+        return known
+
+
+_RATES = 2
+"""How many of a group's entries are rates; they come first."""
+
+
+def _numbers(group: Group, hyperparameters: Hyperparameters) -> Rates:
+    """Return the rates that a group's entries are, checked; NaN in place of callables."""
+    h, rate = hyperparameters, group["lr"]
+    if callable(h.learning_rate):
+        rate = math.nan
+    elif not isinstance(rate, Tensor):
+        rate = arguments.number("lr", rate, arguments.LEARNING_RATE)
+    pair = zip(BETAS, (h.beta_1, h.beta_2), pair_of_betas(group["betas"]), strict=True)
+    betas = [
+        math.nan if callable(decides) else arguments.number(name, beta, arguments.BETA)
+        for name, decides, beta in pair
+    ]
+    return Rates(rate, *betas)
 
 
 def _first(hyperparameters: Hyperparameters) -> Rates:

@@ -56,6 +56,8 @@ class Run:
         self._scaling: Scaling | None = None
         self._warned_of: set[tuple[str, ...]] = set()
         self.holds_averages = False
+        self.is_made = False
+        """Whether the groups that the optimizer is made with are there."""
         self._skipped_there: Any = 0
 
     @property
@@ -122,8 +124,12 @@ class Run:
             _parameters.check_parameter(name, param)
             computed = "float64" if param.dtype == torch.float64 else "float32"
             check_compute_dtype(self.groups.of(group), computed, name)
-        # Against those of other groups they are held at the next step.
-        _parameters.check_separate(new, list(map(_sharding.local, params)))
+        if self.is_made:
+            self.check_separate()
+
+    def check_separate(self) -> None:
+        """Refuse parameters that share memory."""
+        _parameters.check_separate(self.names(), list(map(_sharding.local, self.parameters())))
 
     def adopt_exclusions(self, exclusions: Exclusions) -> None:
         """Exempt from weight decay what a configuration says."""

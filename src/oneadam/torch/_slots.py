@@ -62,9 +62,9 @@ def fitted(param: Tensor, key: str, value: Any) -> Tensor:
     if key in NUMBERS:
         given = value.detach() if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
         number = given.to("cpu", NUMBERS[key]).reshape(())
-        if not number >= 0:
+        if not (number >= 0 and number == torch.floor(number.double())):
             raise ValueError(
-                f"state {key!r} must be a number >= 0, received {value!r}; it is damaged, and"
+                f"state {key!r} must be a whole number >= 0, received {value!r}; it is damaged, and"
                 " nothing was loaded"
             )
         return number
