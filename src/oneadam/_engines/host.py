@@ -289,6 +289,11 @@ class Host:
 
     def _fill(self, scalars: Scalars) -> None:
         with np.errstate(all="ignore"):
+            if all(np.size(column) == 1 for column in scalars):
+                row = np.concatenate([np.ravel(column) for column in scalars])
+                for table in self._scalars.values():
+                    table.array[:] = row
+                return
             for table in self._scalars.values():
                 for number, column in enumerate(scalars):
                     table.array[:, number] = column

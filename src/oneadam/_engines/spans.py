@@ -23,7 +23,7 @@ class Spans:
     """
 
     def __init__(self, spans: list[Span]) -> None:
-        pairs = np.array(spans, np.int64).reshape(-1, 2)
+        pairs = np.array(spans or [(0, 0)], np.int64)
         self._starts, ends = np.ascontiguousarray(pairs[np.argsort(pairs[:, 0], kind="stable")].T)
         # Strided arrays may interlace; an end counts for all that start before it.
         self._ends = np.maximum.accumulate(ends)
@@ -44,13 +44,17 @@ class Spans:
             span: of the gradient with a number, for those that the kernels cannot take.
         """
         formats = gradients.formats
-        starts, ends = addresses.copy(), addresses.copy()
         plain = (formats >= 0) & (formats < ABSENT)
+        if plain.all():
+            return self._sharing(addresses, addresses + sizes * C_BYTES[formats])
+        starts, ends = addresses.copy(), addresses.copy()
         ends[plain] += sizes[plain] * C_BYTES[formats[plain]]
         for row in np.flatnonzero(formats == LOOK_CLOSER).tolist():
             starts[row], ends[row] = span(row)
+        return self._sharing(starts, ends)
+
+    def _sharing(self, starts: Int64s, ends: Int64s) -> list[int]:
         last = np.searchsorted(self._starts, ends, side="left") - 1
-        present = (last >= 0) & (formats != ABSENT) & (starts < ends)
-        shares = self._ends[last[present]] > starts[present]
-        overlapping: list[int] = np.flatnonzero(present)[shares].tolist()
-        return overlapping
+        # Before the first, there is none; what is absent or empty ends where it starts.
+        shares = (self._ends[last] > starts) & (last >= 0) & (starts < ends)
+        return np.flatnonzero(shares).tolist() if shares.any() else []

@@ -172,13 +172,13 @@ class Model:
         for device, kind in dict.fromkeys(kinds):
             rows = [row for row, other in enumerate(kinds) if other == (device, kind)]
             buffers = self._buffers(rows, self._slots[self.group_of[rows[0]]])
-            places = np.array(rows, np.intp)
+            places = (np.array(rows, np.intp), rows)
             if tensors.is_host(device):
                 sight = Sight(buffers)
-                yield Part(kind, places, Host(buffers, sight, rows_engine), sight)
+                yield Part(kind, *places, Host(buffers, sight, rows_engine), sight)
             else:
                 engine = Device(buffers)
-                yield Part(kind, places, engine, engine)
+                yield Part(kind, *places, engine, engine)
 
     def _buffers(self, rows: list[int], slots: Sequence[str]) -> Buffers:
         def column(slot: str) -> list[Tensor] | None:
@@ -206,9 +206,10 @@ class Model:
                 )
         seen = []
         for part in self.parts:
-            rows = part.rows.tolist()
-            own = grads if len(self.parts) == 1 else [grads[row] for row in rows]
-            seen.append(part.engine.look(own, partial(self._local_gradient, rows)))
+            own = grads if len(self.parts) == 1 else [grads[row] for row in part.numbers]
+            seen.append(part.engine.look(own, partial(self._local_gradient, part.numbers)))
+        if len(seen) == 1:
+            return Seen(seen, seen[0].present)
         present = np.zeros(len(grads), np.bool_)
         for part, gradients in zip(self.parts, seen, strict=True):
             present[part.rows] = gradients.present
@@ -271,8 +272,10 @@ class Model:
                 accumulated=self.accumulates,
                 skip=skip,
             )
-        changed = self.params if options.overwrite else compress(self.params, participants)
-        increment_version(list(changed))
+        if options.overwrite or participants.all():
+            increment_version(self.params)
+        else:
+            increment_version(list(compress(self.params, participants.tolist())))
         self.updates += taken
         self.averaged |= is_first
         self.in_window[:] = False

@@ -37,6 +37,9 @@ class Part(NamedTuple):
 
     kind: Kind
     rows: NDArray[np.intp]
+    """Which of all parameters they are."""
+    numbers: list[int]
+    """The same as plain numbers."""
     engine: Host | Device
     sight: Sight | Device
     """What finds out whether the engine has the right tensors."""

@@ -15,7 +15,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from oneadam._engines.cpu.elements import KERNEL
-from oneadam._engines.cpu.objects import _TYPE, _int64_at
+from oneadam._engines.cpu.objects import TYPE, int64_at
 
 _DATA, _DEVICE, _AXES, _SHAPE, _STRIDES, _OFFSET = range(6)
 _LOW = 0xFFFFFFFF
@@ -59,13 +59,13 @@ def _is_alike(described, shapes, strides, first, last):
         return False
     is_empty, is_ordered = False, True
     for axis in range(first, last):
-        size = _int64_at(described[_SHAPE] + 8 * (axis - first))
+        size = int64_at(described[_SHAPE] + 8 * (axis - first))
         if size != shapes[axis]:
             return False
         if size == 0:
             is_empty = True
         elif size > 1:
-            step = _int64_at(described[_STRIDES] + 8 * (axis - first))
+            step = int64_at(described[_STRIDES] + 8 * (axis - first))
             is_ordered = is_ordered and step == strides[axis]
     return is_empty or (is_ordered and described[_DATA] != 0)
 
@@ -102,7 +102,7 @@ def inspect_tensors(
         if tensor == none:
             formats[i] = absent
             continue
-        if tensor_type != 0 and _int64_at(tensor + _TYPE) != tensor_type:
+        if tensor_type != 0 and int64_at(tensor + TYPE) != tensor_type:
             continue
         if readable[i] == 0:
             continue

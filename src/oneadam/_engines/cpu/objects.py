@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from oneadam._engines.cpu.elements import KERNEL
 
 _HEADER = object.__basicsize__
-_TYPE = _HEADER - 8
+TYPE = _HEADER - 8
 _DATA = _HEADER
 _NDIM = _HEADER + 8
 _SHAPE = _HEADER + 16
@@ -34,7 +34,7 @@ _SWAPPED = ord(">" if sys.byteorder == "little" else "<")
 
 
 @intrinsic
-def _int64_at(typing_context, address):
+def int64_at(typing_context, address):
     def generate(context, builder, signature, args):
         return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
 
@@ -42,7 +42,7 @@ def _int64_at(typing_context, address):
 
 
 @intrinsic
-def _int32_at(typing_context, address):
+def int32_at(typing_context, address):
     def generate(context, builder, signature, args):
         return builder.load(builder.inttoptr(args[0], ir.IntType(32).as_pointer()))
 
@@ -51,11 +51,11 @@ def _int32_at(typing_context, address):
 
 @njit
 def _has_shape(array, shapes, first, last):
-    if _int32_at(array + _NDIM) != last - first:
+    if int32_at(array + _NDIM) != last - first:
         return False
-    shape = _int64_at(array + _SHAPE)
+    shape = int64_at(array + _SHAPE)
     for axis in range(first, last):  # noqa: SIM110, a generator does not compile
-        if _int64_at(shape + 8 * (axis - first)) != shapes[axis]:
+        if int64_at(shape + 8 * (axis - first)) != shapes[axis]:
             return False
     return True
 
@@ -71,17 +71,17 @@ def inspect(
     """
     for i in range(count):
         array = objects[i]
-        if _int64_at(array + _TYPE) != array_type:
+        if int64_at(array + TYPE) != array_type:
             continue
-        if _int32_at(array + _FLAGS) & flags != flags:
+        if int32_at(array + _FLAGS) & flags != flags:
             continue
         if not _has_shape(array, shapes, bounds[i], bounds[i + 1]):
             continue
-        addresses[i] = _int64_at(array + _DATA)
-        dtype = _int64_at(array + _DTYPE)
-        if (_int32_at(dtype + _ORDER) >> 16) & 0xFF == _SWAPPED:
+        addresses[i] = int64_at(array + _DATA)
+        dtype = int64_at(array + _DTYPE)
+        if (int32_at(dtype + _ORDER) >> 16) & 0xFF == _SWAPPED:
             continue
-        number = _int32_at(dtype + _NUMBER)
+        number = int32_at(dtype + _NUMBER)
         for known in range(dtype_count):
             if number == dtypes[known]:
                 formats[i] = known
