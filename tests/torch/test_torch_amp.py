@@ -168,7 +168,7 @@ class TestGradScaler:
         scaler = GradScaler("cpu")
         scaler.scale(loss(params, 0) * INF).backward()
         optimizer.param_groups[0]["lr"] = -1.0
-        with pytest.raises(ValueError, match="learning_rate"):
+        with pytest.raises(ValueError, match="lr must be a finite number >= 0, received -1"):
             scaler.step(optimizer)
         optimizer.param_groups[0]["lr"] = 0.1
         train(optimizer, params, [0])

@@ -178,13 +178,15 @@ class TestLearningRates:
 
     def test_a_tensor(self, path: Path) -> None:
         params = named()
-        optimizer = Adam(params, lr=torch.tensor(0.25))
+        rate = torch.tensor(0.25)
+        optimizer = Adam(params, lr=rate)
         optimizer.save(path.parent / "tensor.safetensors")
         optimizer.load(path, keep_learning_rate=True)
         assert isinstance(optimizer.param_groups[0]["lr"], torch.Tensor)
         assert optimizer.learning_rate == 0.25
         optimizer.load(path)
-        assert optimizer.learning_rate == 0.05
+        assert optimizer.param_groups[0]["lr"] is rate
+        assert optimizer.learning_rate == pytest.approx(0.05)
         train(optimizer, only(params), [0])
 
 

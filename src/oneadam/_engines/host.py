@@ -98,9 +98,6 @@ class Sight(Protocol):
     def place(self, table: Int64s) -> None:
         """Write the addresses of the state into its columns."""
 
-    def check_variables(self) -> None:
-        """Refuse a variable that is no longer what it was."""
-
     def look(self, grads: list[Any], closer: Callable[[int, Any], Any], table: Int64s) -> Gradients:
         """Find variables and gradients, and write their addresses into their columns."""
 
@@ -144,10 +141,6 @@ class Host:
             if is_used.any()
         }
         self._known: dict[bytes, tuple[list[_Launch], list[int]]] = {}
-
-    def check_variables(self) -> None:
-        """Refuse a variable that is no longer the array that it was."""
-        self._sight.check_variables()
 
     def look(self, grads: list[Any], closer: Callable[[int, Any], Any]) -> Gradients:
         """Find out where the variables and the gradients of a call lie in memory.
@@ -299,7 +292,7 @@ class Host:
                     table.array[:, number] = column
 
     def _launches(self, gradients: Gradients, which: Bools) -> tuple[list[_Launch], list[int]]:
-        """Sort the variables that take part into launches, and those for `strided`."""
+        """Sort the variables that take part into launches, and those for the other engine."""
         key = gradients.formats.tobytes() + which.tobytes()
         known = self._known.get(key)
         if known is None:

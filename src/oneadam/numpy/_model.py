@@ -63,13 +63,15 @@ class Model:
             velocity_max=self.state.get(_state.VELOCITY_HAT),
             average=self.state.get(_state.AVERAGE),
         )
-        self._host = Host(buffers, Sight(buffers, self.names), strided)
+        self._sight = Sight(buffers, self.names)
+        self._host = Host(buffers, self._sight, strided)
 
     def __getstate__(self) -> dict[str, Any]:
         rebuilt = (
             "names",
             "_takes_flat_lists",
             "_rows",
+            "_sight",
             "_host",
         )  # addresses and identities are this process's
         return {name: value for name, value in vars(self).items() if name not in rebuilt}
@@ -123,7 +125,7 @@ class Model:
     def check_variables(self) -> None:
         """Refuse variables that were replaced in their structure, or changed in place."""
         self.check_structure()
-        self._host.check_variables()
+        self._sight.check_variables()
 
     def check_structure(self) -> None:
         """Refuse variables that were replaced in their structure."""

@@ -164,11 +164,22 @@ class Adam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        h = self._run.hyperparameters
         found_inf = getattr(self, "found_inf", None)
         if found_inf is None:
+            h = self._run.hyperparameters
             self._run.take(h.loss_scale_factor, h.on_nonfinite)
             return loss
+        try:
+            self._obey_scaler(found_inf)
+        except BaseException:
+            # The scaler takes back what it has said only where a step succeeds.
+            for said in ("grad_scale", "found_inf"):
+                vars(self).pop(said, None)
+            raise
+        return loss
+
+    def _obey_scaler(self, found_inf: Tensor) -> None:
+        h = self._run.hyperparameters
         if h.loss_scale_factor is not None:
             raise ValueError(
                 "loss_scale_factor must be None where a GradScaler scales the loss, received"
@@ -176,14 +187,9 @@ class Adam(torch.optim.Optimizer):
             )
         # Where the gradients were unscaled before, the scaler gives no scale.
         scale = getattr(self, "grad_scale", None)
-        try:
-            self._run.take(_on_host(scale), h.on_nonfinite, found_inf)
-        except BaseException:
-            # The scaler takes back what it has said only where a step succeeds.
-            for said in ("grad_scale", "found_inf"):
-                vars(self).pop(said, None)
-            raise
-        return loss
+        if scale is not None and tensors.is_host(scale.device):
+            scale = float(scale)
+        self._run.take(scale, h.on_nonfinite, found_inf)
 
     @uncompiled
     def flush(self) -> None:
@@ -294,6 +300,8 @@ class Adam(torch.optim.Optimizer):
         config: Mapping[str, Any],
         params: Any,
         custom_objects: Mapping[str, Any] | None = None,
+        *,
+        process_group: Any = None,
     ) -> Adam:
         """Return an optimizer with the configuration of another, of any door or of Keras.
 
@@ -302,6 +310,7 @@ class Adam(torch.optim.Optimizer):
                 is left as it is.
             params: as in making an optimizer.
             custom_objects: classes of learning-rate schedules by name.
+            process_group: as in making an optimizer.
 
         Raises:
             TypeError, ValueError: the configuration has unknown keys or values out of range.
@@ -309,7 +318,8 @@ class Adam(torch.optim.Optimizer):
         rest = dict(config) if isinstance(config, Mapping) else config
         maximize = rest.pop("maximize", False) if isinstance(rest, dict) else False
         hyperparameters, exclusions = _configuration.from_config(rest, custom_objects)
-        optimizer = cls(params, **_spelling.as_arguments(hyperparameters), maximize=maximize)
+        arguments = _spelling.as_arguments(hyperparameters)
+        optimizer = cls(params, **arguments, maximize=maximize, process_group=process_group)
         optimizer._run.adopt_exclusions(exclusions)
         return optimizer
 
@@ -373,9 +383,5 @@ class Adam(torch.optim.Optimizer):
         _saved.restore(self._run, _saved.restoring(self._run, saved, keep_learning_rate))
 
     def __getstate__(self) -> dict[str, Any]:
+        self._run.check_settled()
         return super().__getstate__() | {"_run": self._run}
-
-
-def _on_host(scale: Tensor | None) -> Any:
-    """Return a scale as a number where nobody has to wait for it."""
-    return float(scale) if scale is not None and tensors.is_host(scale.device) else scale

@@ -50,7 +50,7 @@ class Known(NamedTuple):
     hyperparameters: Hyperparameters
     """What decides; of its rates only those that are callables."""
     rates: Rates
-    """The rates that are no callables: numbers, or a tensor."""
+    """Those that are numbers; NaN for callables and tensors."""
 
     @property
     def has_callables(self) -> bool:
@@ -98,7 +98,7 @@ class Groups:
         known = self._known.get(id(group))
         if known is None or known.group is not group:
             return self._look_closer(group, _callables(self.base))
-        if known.entries == entries:
+        if _are_same(known.entries, entries):
             return known
         callables = _callables(known.hyperparameters, known)
         if known.entries[_RATES:] != entries[_RATES:]:
@@ -180,6 +180,7 @@ class Groups:
 
     def _remember(self, group: Group, hyperparameters: Hyperparameters) -> Known:
         rates = _numbers(group, hyperparameters)
+        _freeze(group, rates)
         entries = tuple([group[name] for name in OWN])
         known = self._known[id(group)] = Known(group, entries, hyperparameters, rates)
         return known
@@ -189,12 +190,30 @@ _RATES = 2
 """How many of a group's entries are rates; they come first."""
 
 
+def _are_same(known: tuple[Any, ...], entries: tuple[Any, ...]) -> bool:
+    one, other = known[0], entries[0]
+    # Two tensors are not compared by value, which might have to be waited for.
+    if one is not other and (isinstance(one, Tensor) or isinstance(other, Tensor)):
+        return False
+    return known == entries
+
+
+def _freeze(group: Group, rates: Rates) -> None:
+    """Put numbers in the place of what might be changed without being exchanged."""
+    if not (math.isnan(rates.learning_rate) or isinstance(group["lr"], Tensor)):
+        group["lr"] = rates.learning_rate
+    group["betas"] = tuple(
+        entry if math.isnan(number) else number
+        for number, entry in zip((rates.beta_1, rates.beta_2), group["betas"], strict=True)
+    )
+
+
 def _numbers(group: Group, hyperparameters: Hyperparameters) -> Rates:
-    """Return the rates that a group's entries are, checked; NaN in place of callables."""
+    """Return the rates that a group's entries are, checked; NaN where there is no number."""
     h, rate = hyperparameters, group["lr"]
-    if callable(h.learning_rate):
+    if callable(h.learning_rate) or isinstance(rate, Tensor):
         rate = math.nan
-    elif not isinstance(rate, Tensor):
+    else:
         rate = arguments.number("lr", rate, arguments.LEARNING_RATE)
     pair = zip(BETAS, (h.beta_1, h.beta_2), pair_of_betas(group["betas"]), strict=True)
     betas = [

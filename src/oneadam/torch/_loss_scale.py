@@ -106,15 +106,17 @@ class LossScaleOptimizer(torch.optim.Optimizer):
 
     @property
     def _scale(self) -> LossScale:
-        group, settings = self.param_groups[0], self._settings
-        return _loss_scale.restored(
-            {name: group[name] for name in _loss_scale.SAVED if name in group}, settings
-        )
+        return self._of_group(self.param_groups[0])
 
     @_scale.setter
     def _scale(self, state: LossScale) -> None:
         for group in self.param_groups:
             group.update(_loss_scale.saved(state))
+
+    def _of_group(self, group: dict[str, Any]) -> LossScale:
+        """Return the scale that stands in a group; what it lacks starts afresh."""
+        found = {name: group[name] for name in _loss_scale.SAVED if name in group}
+        return _loss_scale.restored(found, self._settings)
 
     @property
     def scale(self) -> float:
@@ -145,7 +147,8 @@ class LossScaleOptimizer(torch.optim.Optimizer):
         Returns:
             What the closure returned.
         """
-        if getattr(self, "found_inf", None) is not None:
+        if vars(self).pop("found_inf", None) is not None:
+            vars(self).pop("grad_scale", None)
             raise ValueError(
                 "a GradScaler must not scale the loss of a LossScaleOptimizer, which does so"
                 " itself, received a step of both; leave one of them out"
@@ -225,14 +228,22 @@ class LossScaleOptimizer(torch.optim.Optimizer):
         config: Mapping[str, Any],
         params: Any,
         custom_objects: Mapping[str, Any] | None = None,
+        *,
+        process_group: Any = None,
     ) -> LossScaleOptimizer:
         """Return an optimizer with the configuration of another; see `Adam.from_config`."""
         inner, rest = _loss_scale.from_config(config)
-        return cls(Adam.from_config(inner, params, custom_objects), **rest)
+        made = Adam.from_config(inner, params, custom_objects, process_group=process_group)
+        return cls(made, **rest)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state and the groups, with the scale in these; see `Adam.state_dict`."""
+        self._inner._run.check_settled()
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state of another optimizer; see `Adam.load_state_dict`."""
-        _native.load(self, self._inner._run, state_dict)
+        _native.load(self, self._inner._run, state_dict, self._of_group)
         self._scale = self._scale  # what the saved groups lack starts afresh
 
     def save(self, path: str | os.PathLike[str]) -> None:

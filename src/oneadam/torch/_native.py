@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from itertools import chain
 from typing import Any
@@ -23,16 +23,26 @@ from oneadam.torch._spelling import OWN, Group
 State = defaultdict[Any, dict[str, Any]]
 
 _WITHOUT_EFFECT = ("foreach", "fused")
-_REQUIRED = ("exp_avg", "exp_avg_sq")
+_REQUIRED = ("step", "exp_avg", "exp_avg_sq")
 
 
-def load(optimizer: torch.optim.Optimizer, run: Run, state_dict: dict[str, Any]) -> None:
+_AFRESH = "started afresh, because the saved state lacks it"
+_LEFT_OUT = "left out, because this optimizer does not use it"
+
+
+def load(
+    optimizer: torch.optim.Optimizer,
+    run: Run,
+    state_dict: dict[str, Any],
+    check: Callable[[Group], object] = lambda group: None,
+) -> None:
     """Take over what `state_dict` of this optimizer or of torch's Adam or AdamW returned.
 
     Args:
         optimizer: whose hooks are run.
         run: the optimizer's.
         state_dict: with `state` and `param_groups`.
+        check: refuses a group, before anything has changed.
     """
     run.check_trained()
     _check_form(state_dict)
@@ -47,20 +57,21 @@ def load(optimizer: torch.optim.Optimizer, run: Run, state_dict: dict[str, Any])
     for group, new in zip(old, groups, strict=True):
         run.groups.follow(group, new)
         run.groups.of(new)
+        check(new)
     state = _state_of(run, groups, saved, state_dict["state"], told)
     counters = _counters(groups, state)
     if "gradient_accumulator" in chain(told[_AFRESH], told[_LEFT_OUT]):
+        # Without all of its sums a window is begun anew.
         counters = counters._replace(accumulated_calls=0)
+        for own in state.values():
+            for key in own.keys() & {"gradient_accumulator", "in_window"}:
+                own[key] = torch.zeros_like(own[key])
     _report(told)
     with _interrupts.held_back():
         run.replace(state, groups)
         run.counters = counters
     for after in optimizer._optimizer_load_state_dict_post_hooks.values():
         after(optimizer)
-
-
-_AFRESH = "started afresh, because the saved state lacks it"
-_LEFT_OUT = "left out, because this optimizer does not use it"
 
 
 def _check_form(state_dict: Any) -> None:
@@ -125,9 +136,11 @@ def _state_of(
     for number, name, (param, group) in zip(numbers, run.names(), every, strict=True):
         if saved.get(number):
             state[param] = _taken(name, param, run.keys(group), saved[number], told)
-    for key, value in saved.items():
-        if key not in numbers:
-            state[key] = value
+        elif saved and param.requires_grad:
+            told[_AFRESH].append(f"all of {name}")
+            told[_AFRESH].extend({"gradient_accumulator"} & set(run.keys(group)))
+    for key in saved.keys() - set(numbers):
+        state[key] = saved[key]
     return state
 
 
@@ -142,7 +155,8 @@ def _by_name(
     if here == there or not here or not there:
         return numbers
     if sorted(here) == sorted(there):
-        return [numbers[there.index(name)] for name in here]
+        places = dict(zip(there, numbers, strict=True))
+        return [places[name] for name in here]
     differing = [f"{a} and {b}" for a, b in zip(there, here, strict=True) if a != b]
     warn(
         "the saved parameters have other names than the optimizer's and are taken in their order;"
@@ -185,7 +199,13 @@ def _taken(
 def _counters(groups: Sequence[Group], state: State) -> Counters:
     """Return the saved counters; of torch's optimizers, which have none, what the steps tell."""
     if all(name in groups[0] for name in Counters._fields):
-        return Counters(*(int(groups[0][name]) for name in Counters._fields))
+        counters = Counters(*(int(groups[0][name]) for name in Counters._fields))
+        if min(counters) < 0:
+            raise ValueError(
+                f"saved counters must be >= 0, received {counters}; they are damaged, and nothing"
+                " was loaded"
+            )
+        return counters
     steps = [int(own["step"]) for own in state.values() if "step" in own]
     return Counters(calls=max(steps, default=0), updates=max(steps, default=0))
 

@@ -142,7 +142,7 @@ class Run:
         self, var_list: Iterable[Any] | None, var_names: Iterable[Any] | None
     ) -> None:
         """Exempt parameters from weight decay, before the first step."""
-        if self._optimizer.state:
+        if any(self._optimizer.state.values()):
             raise RuntimeError(_messages.excluded_too_late("the first step"))
         listed_there = _exclusions.entries("var_list", () if var_list is None else var_list)
         names = self.names()
@@ -231,12 +231,15 @@ class Run:
         It sets all learning rates and all gradients to zero and takes a step, which is not to
         count.
         """
-        if self._optimizer.state or not all(map(self.groups.was_set_to_zero, self.param_groups)):
+        # A process may have no parameters, and never any state, where a group spreads them.
+        if self._process_group is not None or self._optimizer.state:
+            return False
+        if not all(map(self.groups.was_set_to_zero, self.param_groups)):
             return False
         params = self.parameters()
         grads = [param.grad for param in params if param.grad is not None]
         nonzero = not grads or any(bool(_sharding.local(grad).any()) for grad in grads)
-        return not _sharding.Sums(params, self._process_group).any(nonzero)
+        return not _sharding.Sums(params, None).any(nonzero)
 
     def _check_present(self, model: Model, grads: list[Any]) -> None:
         """Refuse a call without any gradient, and warn of trained parameters that have none."""

@@ -53,6 +53,7 @@ def state(run: Run) -> dict[str, Array]:
     """Return the whole state by name, of all processes."""
     run.check_trained()
     run.check_whole()
+    _state.check_distinct(run.hyperparameters.name, dict.fromkeys(run.names()))
     model = run.model()
     arrays = {
         full(name, slot): _as_array(key, own[key])
@@ -69,7 +70,10 @@ def metadata(run: Run) -> dict[str, str]:
         name: (tuple(param.shape), str(param.dtype).removeprefix("torch."))
         for name, param in zip(run.names(), run.parameters(), strict=True)
     }
-    return _saved_state.metadata(_hyperparameters(run), run.exclusions, variables)
+    rate, h = _common_rate(run), run.hyperparameters
+    if rate is not None:
+        h = dataclasses.replace(h, learning_rate=rate)
+    return _saved_state.metadata(h, run.exclusions, variables)
 
 
 def read(
@@ -87,6 +91,7 @@ def restoring(
     """Check saved state against a run, and warn of what only one of them has."""
     run.check_trained()
     run.check_whole()
+    _state.check_distinct(run.hyperparameters.name, dict.fromkeys(run.names()))
     owners = {name.rpartition("/")[0] for name in saved}
     slots: dict[str, _state.Slot] = {}
     wanted: set[str] = set()
@@ -124,7 +129,7 @@ def restore(run: Run, restoring: Restoring) -> None:
         run.replace(state)
         run.counters = restoring.counters
         if isinstance(rate, float) and rate != _common_rate(run):
-            run.groups.assign_learning_rate(run.param_groups, rate)
+            _assign(run, rate)
 
 
 def _each(run: Run) -> list[tuple[str, Tensor, dict[str, Any]]]:
@@ -136,6 +141,16 @@ def _wanted(run: Run, group: dict[str, Any]) -> list[str]:
     """Return the slots of the state of a group's parameters."""
     keys = run.keys(group)
     return [slot for slot, key in _slots.KEYS.items() if key in keys]
+
+
+def _assign(run: Run, rate: float) -> None:
+    """Give all groups a learning rate; tensors stay the ones that others may hold."""
+    tensors = [group["lr"] for group in run.param_groups if isinstance(group["lr"], Tensor)]
+    if len(tensors) != len(run.param_groups):
+        run.groups.assign_learning_rate(run.param_groups, rate)
+    for tensor in tensors:
+        with torch.no_grad():
+            tensor.fill_(rate)
 
 
 def _hyperparameters(run: Run) -> Hyperparameters:

@@ -182,8 +182,9 @@ def _flag(here: bool) -> Tensor:
 
 def _added_up(values: Tensor, group: Group) -> Tensor:
     sums = values.clone()
-    if dist.get_backend(group) == "nccl":
-        sums = sums.to(torch.device("cuda", torch.cuda.current_device()))
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None and "gloo" not in str(dist.get_backend(group)):
+        sums = sums.to(accelerator)
     try:
         dist.all_reduce(sums, group=group)
     except RuntimeError as error:

@@ -163,11 +163,16 @@ def _refuse_twice(given: Mapping[str, Any], ours: str, theirs: str) -> None:
 
 def check_names(group: Mapping[str, Any]) -> None:
     """Refuse a group that has for itself what concerns the whole model."""
-    for name in ("capturable", "differentiable", "foreach", "fused"):
+    reasons = {
+        "capturable": "it is not supported yet",
+        "differentiable": "it is not supported yet",
+        "foreach": "there is nothing to choose",
+        "fused": "there is nothing to choose",
+    }
+    for name, reason in reasons.items():
         if group.get(name):
             raise ValueError(
-                f"{name} must be left out of a group, for no step is, or need be told to be,"
-                f" received {group[name]!r}"
+                f"{name} must be left out of a group, because {reason}, received {group[name]!r}"
             )
     found = [name for name in OF_THE_WHOLE if name in group]
     if found:

@@ -61,9 +61,12 @@ class Update(NamedTuple):
         return Norms(each, model.xp.sqrt(model.sums.of_all(here * here)))
 
     def _total(self, norms: Any) -> Any:
-        if isinstance(norms, Tensor):
-            return torch.linalg.vector_norm(norms)
-        return _gradients.total_norm(norms)
+        if not isinstance(norms, Tensor):
+            return _gradients.total_norm(norms)
+        # Squares of float64 may not fit into float64.
+        largest = norms.amax() if len(norms) else norms.sum()
+        largest = torch.where(torch.isfinite(largest) & (largest > 0.0), largest, 1.0)
+        return torch.linalg.vector_norm(norms / largest) * largest
 
     def is_skipped(self, norms: Norms | None, on_nonfinite: str, found_inf: Any) -> Any:
         """Return whether this call is to change nothing, the same in all processes.
@@ -140,7 +143,10 @@ class Update(NamedTuple):
 
     def _column(self, values: list[Any]) -> Any:
         """Return a number of each group as one for each parameter, or once where it is the same."""
-        first, model = values[0], self.model
+        model = self.model
+        if model.xp is np:
+            values = [float(v) if isinstance(v, Tensor) else v for v in values]
+        first = values[0]
         if all(value is first for value in values) or not any(
             isinstance(value, Tensor) or value != first for value in values
         ):

@@ -35,13 +35,14 @@ class Device:
         present = [column for column in buffers if column is not None]
         self._tensors: list[Tensor] = [tensor for column in present for tensor in column]
         self._kinds = self._found_kinds()
+        self._written = {t.untyped_storage().data_ptr() for t in self._tensors if t.numel()}
 
     def is_current(self) -> bool:
         """Return whether parameters and state are what they were."""
         return self._found_kinds() == self._kinds
 
     def _found_kinds(self) -> list[Any]:
-        return [(t.dtype, t.device, t.shape) for t in self._tensors]
+        return [(t.data_ptr(), t.dtype, t.device, t.shape, t.stride()) for t in self._tensors]
 
     def look(self, grads: list[Any], closer: Callable[[int, Any], Tensor]) -> Gradients:
         """Check the gradients, one for each parameter.
@@ -51,9 +52,17 @@ class Device:
             closer: called with a parameter's number and its gradient; returns a strided tensor
                 of its shape on its device, or raises.
         """
-        arrays = [None if grad is None else closer(row, grad) for row, grad in enumerate(grads)]
+        arrays = [
+            None if grad is None else self._apart(closer(row, grad))
+            for row, grad in enumerate(grads)
+        ]
         formats = [ABSENT if grad is None else LOOK_CLOSER for grad in arrays]
         return Gradients(arrays, np.array(formats, np.int8))
+
+    def _apart(self, grad: Tensor) -> Tensor:
+        """Return a gradient that shares no memory with what an update writes."""
+        shares = grad.untyped_storage().data_ptr() in self._written
+        return grad.clone() if shares else grad
 
     def norms(self, gradients: Gradients, options: Options, *, accumulated: bool) -> Tensor:
         """Return the norm of each parameter's unscaled gradient, or of its window's sum."""
@@ -92,7 +101,10 @@ class Device:
             accumulated: whether there is a window.
             skip: bool, 0-d, on the device: whether nothing is to change.
         """
-        columns = [_numbers(column, len(participants)) for column in scalars]
+        here = self._tensors[0].device
+        if skip is not None:
+            skip = skip.to(here)
+        columns = [_numbers(column, len(participants), here) for column in scalars]
         every = self._rows(gradients, accumulated=accumulated)
         for row, (buffers, takes_part) in enumerate(zip(every, participants, strict=True)):
             s = Scalars(*(column[row] for column in columns))
@@ -108,8 +120,10 @@ class Device:
             yield buffers if accumulated else buffers._replace(accumulator=None)
 
 
-def _numbers(column: Any, count: int) -> Any:
-    """Return a number or a 0-d tensor for each parameter."""
+def _numbers(column: Any, count: int, device: torch.device) -> Any:
+    """Return a number or a 0-d tensor on a device for each parameter."""
+    if isinstance(column, Tensor):
+        column = column.to(device)
     if isinstance(column, Tensor) and column.ndim:
         return column.expand(count).unbind() if len(column) == 1 else column.unbind()
     if isinstance(column, np.ndarray) and column.ndim:

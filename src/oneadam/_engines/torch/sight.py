@@ -80,9 +80,6 @@ class Sight:
         for number, column in enumerate((layout.PARAM, *self._state)):
             table[:, column] = self._addresses[number * count : (number + 1) * count]
 
-    def check_variables(self) -> None:
-        """Nothing to do: `is_current` was asked before."""
-
     def is_current(self) -> bool:
         """Return whether parameters and state are where and what they were."""
         self._variables.inspect(self._written)
