@@ -64,8 +64,14 @@ class Sight:
             arrays[row] = closer(row, grads[row])
             addresses[row], formats[row] = _located(arrays[row])
         gradients = Gradients(arrays, formats)
-        if odd or not self._are_as_before(addresses, formats):
-            self._copy_overlapping(gradients, addresses)
+        self._spans.keep_apart(
+            gradients,
+            addresses,
+            self.sizes,
+            lambda row: _span(arrays[row]),
+            lambda row: self._copy(arrays, row),
+            is_odd=bool(odd),
+        )
         table[:, layout.PARAM] = self._addresses
         table[:, layout.GRAD] = addresses
         return gradients
@@ -82,25 +88,11 @@ class Sight:
     def _notice_addresses(self) -> None:
         self._addresses = self._variables.addresses.copy()
         self._spans = Spans([_span(param) for param in self._params if param.size])
-        self._separate: tuple[Int64s, Formats] | None = None
 
-    def _are_as_before(self, addresses: Int64s, formats: Formats) -> bool:
-        """Return whether the gradients lie where they shared no memory with a variable."""
-        if self._separate is None:
-            return False
-        known_addresses, known_formats = self._separate
-        return np.array_equal(addresses, known_addresses) and np.array_equal(formats, known_formats)
-
-    def _copy_overlapping(self, gradients: Gradients, addresses: Int64s) -> None:
-        """Replace gradients that share memory with a variable, which an update would change."""
-        arrays, formats = gradients
-        overlapping = self._spans.shared(
-            gradients, addresses, self.sizes, lambda row: _span(arrays[row])
-        )
-        for row in overlapping:
-            arrays[row] = np.array(arrays[row], order="C")
-            addresses[row], formats[row] = _located(arrays[row])
-        self._separate = None if overlapping else (addresses.copy(), formats)
+    def _copy(self, arrays: list[Any], row: int) -> tuple[int, int]:
+        """Put a copy in the place of a gradient, and return where and what it is."""
+        arrays[row] = np.array(arrays[row], order="C")
+        return _located(arrays[row])
 
     def _refuse_changed(self, formats: Formats) -> None:
         for row, param in enumerate(self._params):

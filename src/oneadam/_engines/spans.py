@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneadam._engines.cpu.formats import C_BYTES
-from oneadam._engines.gradients import ABSENT, LOOK_CLOSER, Gradients
+from oneadam._engines.gradients import ABSENT, LOOK_CLOSER, Formats, Gradients
 
 Int64s = NDArray[np.int64]
 Span = tuple[int, int]
@@ -27,6 +27,38 @@ class Spans:
         self._starts, ends = np.ascontiguousarray(pairs[np.argsort(pairs[:, 0], kind="stable")].T)
         # Strided arrays may interlace; an end counts for all that start before it.
         self._ends = np.maximum.accumulate(ends)
+        self._separate: tuple[Int64s, Formats] | None = None
+
+    def keep_apart(
+        self,
+        gradients: Gradients,
+        addresses: Int64s,
+        sizes: Int64s,
+        span: Callable[[int], Span],
+        copy: Callable[[int], tuple[int, int]],
+        *,
+        is_odd: bool,
+    ) -> None:
+        """Have gradients copied that may share memory with these.
+
+        Args:
+            gradients: of a call.
+            addresses: where they lie, as far as the kernels can take them.
+            sizes: their numbers of elements.
+            span: of the gradient with a number, for those that the kernels cannot take.
+            copy: puts a copy in the place of the gradient with a number, and returns its address
+                and its format.
+            is_odd: whether there is a gradient of which an address does not tell all.
+        """
+        formats = gradients.formats
+        if not is_odd and self._separate is not None:
+            places, known = self._separate
+            if np.array_equal(addresses, places) and np.array_equal(formats, known):
+                return
+        overlapping = self.shared(gradients, addresses, sizes, span)
+        for row in overlapping:
+            addresses[row], formats[row] = copy(row)
+        self._separate = None if overlapping else (addresses.copy(), formats)
 
     def shared(
         self,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from oneadam._engines import Buffers
 from oneadam._engines.cpu import layout
-from oneadam._engines.gradients import ABSENT, LOOK_CLOSER, Formats, Gradients
+from oneadam._engines.gradients import ABSENT, LOOK_CLOSER, Gradients
 from oneadam._engines.spans import Spans
 from oneadam._engines.torch.inspection import Inspector, held
 from oneadam._engines.torch.tensors import compute_dtype, format_of, is_dense, order, span
@@ -57,7 +57,6 @@ class Sight:
         self.formats = np.array([self._format(row) for row in range(len(self._params))], np.int8)
         """The format of each parameter; `LOOK_CLOSER` for one that the kernels cannot take."""
         self._spans = Spans([span(tensor) for tensor in self._written if tensor.numel()])
-        self._separate: tuple[Int64s, Formats] | None = None
         found = self._formats_found[len(self._params) :] != LOOK_CLOSER
         self._held = held(list(compress(state, found.tolist())))
 
@@ -113,9 +112,14 @@ class Sight:
         for row in odd:
             addresses[row], formats[row] = self._located(row, arrays[row])
         gradients = Gradients(arrays, formats)
-        # Where strides are unknown, an address does not tell what memory is shared.
-        if odd or not self._are_as_before(addresses, formats):
-            self._copy_overlapping(gradients, addresses)
+        self._spans.keep_apart(
+            gradients,
+            addresses,
+            self.sizes,
+            lambda row: span(arrays[row]),
+            lambda row: self._copy(arrays, row),
+            is_odd=bool(odd),
+        )
         table[:, layout.GRAD] = addresses
         return gradients
 
@@ -127,23 +131,10 @@ class Sight:
         alike = grad.numel() == 0 or (is_dense(param) and order(grad) == order(param))
         return grad.data_ptr(), format_of(grad.dtype) if alike else LOOK_CLOSER
 
-    def _are_as_before(self, addresses: Int64s, formats: Formats) -> bool:
-        """Return whether the gradients lie where they shared no memory with what is written."""
-        if self._separate is None:
-            return False
-        known_addresses, known_formats = self._separate
-        return np.array_equal(addresses, known_addresses) and np.array_equal(formats, known_formats)
-
-    def _copy_overlapping(self, gradients: Gradients, addresses: Int64s) -> None:
-        """Replace gradients that share memory with what an update writes."""
-        arrays, formats = gradients
-        overlapping = self._spans.shared(
-            gradients, addresses, self.sizes, lambda row: span(arrays[row])
-        )
-        for row in overlapping:
-            arrays[row] = arrays[row].clone()
-            addresses[row], formats[row] = self._located(row, arrays[row])
-        self._separate = None if overlapping else (addresses.copy(), formats)
+    def _copy(self, arrays: list[Any], row: int) -> tuple[int, int]:
+        """Put a copy in the place of a gradient, and return where and what it is."""
+        arrays[row] = arrays[row].clone()
+        return self._located(row, arrays[row])
 
 
 def _check_memory(tensors: list[Tensor]) -> None:
