@@ -18,6 +18,16 @@ from torch import Tensor
 from torch.nn import Parameter
 
 GROUP_CONFIG = {"lr": "learning_rate", "eps": "epsilon"}
+EVERYTHING: dict[str, Any] = {
+    "amsgrad": True,
+    "weight_decay": 0.1,
+    "global_clipnorm": 1.0,
+    "use_ema": True,
+    "ema_momentum": 0.9,
+    "ema_overwrite_frequency": 3,
+    "gradient_accumulation_steps": 3,
+}
+"""All options that keep state, at once."""
 OF_THE_OPTIMIZER = ("calls", "updates", "accumulated_calls", "skipped_calls")
 
 

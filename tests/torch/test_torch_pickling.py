@@ -10,22 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from beside import parameters, parameters_of, same, snapshot, train
+from beside import EVERYTHING, parameters, parameters_of, same, snapshot, train
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from oneadam.schedules import ExponentialDecay
 from oneadam.torch import Adam, LossScaleOptimizer
-
-EVERYTHING: dict[str, Any] = {
-    "amsgrad": True,
-    "weight_decay": 0.1,
-    "global_clipnorm": 1.0,
-    "use_ema": True,
-    "ema_momentum": 0.9,
-    "ema_overwrite_frequency": 3,
-    "gradient_accumulation_steps": 3,
-}
 
 
 def rate() -> float:

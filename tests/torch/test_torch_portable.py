@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from beside import (
+    EVERYTHING,
     alike,
     array_of,
     give,
@@ -28,15 +29,6 @@ import oneadam.numpy
 from oneadam.schedules import ExponentialDecay
 from oneadam.torch import Adam, LossScaleOptimizer
 
-EVERYTHING: dict[str, Any] = {
-    "amsgrad": True,
-    "weight_decay": 0.1,
-    "global_clipnorm": 1.0,
-    "use_ema": True,
-    "ema_momentum": 0.9,
-    "ema_overwrite_frequency": 3,
-    "gradient_accumulation_steps": 3,
-}
 NAMES = ("kernel", "bias")
 Named = list[tuple[str, Parameter]]
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from beside import (
+    EVERYTHING,
     alike,
     array_of,
     give,
@@ -24,10 +25,6 @@ from beside import (
 
 from oneadam.torch import Adam, LossScaleOptimizer
 
-EVERYTHING: dict[str, Any] = {
-    "amsgrad": True, "weight_decay": 0.1, "global_clipnorm": 1.0, "use_ema": True,
-    "ema_momentum": 0.9, "ema_overwrite_frequency": 3, "gradient_accumulation_steps": 3,
-}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "bare": {},
     "amsgrad": {"amsgrad": True},
