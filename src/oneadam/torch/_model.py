@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, compress
@@ -76,7 +75,7 @@ class Model:
         self._dormant = [p for _, p, _ in named if not _is_live(p, state)]
         self._kinds = [Kind.of(group) for group in groups]
         self._slots = [
-            _state.array_slots(_with_amsgrad(hyperparameters, kind)) for kind in self._kinds
+            _slots.slots_of(hyperparameters, amsgrad=kind.amsgrad) for kind in self._kinds
         ]
         self.decayed = np.ones(len(self.params), np.bool_)
         devices = (_sharding.local(param).device for param in self.params)
@@ -290,10 +289,6 @@ class Model:
 
     def _local_state(self, row: int, slot: str) -> Tensor:
         return _sharding.local(self.state[row][_slots.KEYS[slot]])
-
-
-def _with_amsgrad(hyperparameters: Hyperparameters, kind: Kind) -> Hyperparameters:
-    return dataclasses.replace(hyperparameters, amsgrad=kind.amsgrad)
 
 
 def _number(own: dict[str, Tensor], key: str) -> Tensor:

@@ -84,7 +84,7 @@ def check_separate(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
     spans = sorted(
         (str(tensor.device), *span(tensor), number)
         for number, tensor in enumerate(tensors)
-        if tensor.numel() and has_address(tensor)
+        if tensor.numel()
     )
     open_spans: list[tuple[str, int, int]] = []
     for device, start, end, number in spans:
@@ -123,14 +123,7 @@ def _as_bytes(tensor: Tensor) -> NDArray[Any]:
 
 def is_freed(tensor: Tensor) -> bool:
     """Return whether a tensor has elements and no memory for them."""
-    if tensor.numel() == 0 or tensor.device.type != "cpu" or not has_address(tensor):
-        return False
-    return tensor.data_ptr() == 0
-
-
-def has_address(tensor: Tensor) -> bool:
-    """Return whether a tensor has an address; those of a fake mode have none."""
-    return type(tensor).__name__ != "FakeTensor"
+    return bool(tensor.numel()) and tensor.device.type == "cpu" and tensor.data_ptr() == 0
 
 
 def local_gradient(name: str, param: Tensor, local: Tensor, grad: Any) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from oneadam import _exclusions, _interrupts, _messages, _plan, _state
+from oneadam import _exclusions, _interrupts, _messages, _plan
 from oneadam._engines import Options
 from oneadam._exclusions import Exclusions
 from oneadam._gradients import Scaling
@@ -307,8 +306,7 @@ class Run:
 
     def keys(self, group: Group) -> tuple[str, ...]:
         """Return the keys of the state of a group's parameters."""
-        h = dataclasses.replace(self.hyperparameters, amsgrad=group["amsgrad"])
-        return _slots.keys_of(_state.array_slots(h))
+        return _slots.keys_of(_slots.slots_of(self.hyperparameters, amsgrad=group["amsgrad"]))
 
     def replace(self, state: Any, groups: list[Group] | None = None) -> None:
         """Put state, and groups if they are given, in the place of the optimizer's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from oneadam import _state
 from oneadam._engines.torch.tensors import compute_dtype, order
+from oneadam._hyperparameters import Hyperparameters
 from oneadam.torch import _sharding
 
 KEYS = {
@@ -27,6 +29,16 @@ KEYS = {
 
 NUMBERS = {"step": torch.float64, "in_window": torch.bool, "averaged": torch.bool}
 """The keys under which there is one number, with its dtype; float64 counts to 2**53."""
+
+
+def slots_of(hyperparameters: Hyperparameters, *, amsgrad: bool) -> tuple[str, ...]:
+    """Return which arrays of state the parameters of a group have.
+
+    Args:
+        hyperparameters: of the optimizer.
+        amsgrad: of the group.
+    """
+    return _state.array_slots(dataclasses.replace(hyperparameters, amsgrad=amsgrad))
 
 
 def keys_of(slots: Iterable[str]) -> tuple[str, ...]:
