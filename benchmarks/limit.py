@@ -1,6 +1,6 @@
 """The memory's own limit: kernels that move the bytes of a step and compute next to nothing.
 
-They walk the pieces that oneadam's engine walks, in its order and on its threads, with its
+They take the shares that oneadam's engine takes, in its order and on its threads, with its
 loads and stores, which are vectorised. Addresses are looked up once, outside of the step.
 """
 
@@ -12,114 +12,179 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numba import njit
+from numba import cfunc, njit, types
 
-from benchmarks.models import Array, random
-from oneadam._engines.cpu.elements import load, store
+from benchmarks.models import random
+from oneadam._engines.cpu.elements import integers, load, pointer, store
+from oneadam._engines.cpu.kernels import next_share
 from oneadam._engines.cpu.layout import (
     ACCUMULATOR,
     AVERAGE,
+    BACKWARDS,
     COLUMNS,
+    EDGES,
     GRAD,
     MOMENTUM,
     PARAM,
+    PIECES,
+    SHARES,
+    SUMS,
+    TABLE,
     VELOCITY,
+    WORDS,
 )
 from oneadam._engines.cpu.pieces import cut
-from oneadam._engines.threads import share
+from oneadam._engines.cpu.tables import Table
+from oneadam._engines.threads import together
+from oneadam._engines.torch import team
 
 _WORD = np.float32(0)
 _ONE = np.float32(1)
+_TEAMS = {"numpy": together, "torch": team.together}
+_TASK = types.void(types.CPointer(types.int64))
 
 
-@njit(nogil=True, error_model="numpy")
-def _move(table, pieces, first, last, average0):
-    for piece in range(first, last):
-        row = pieces[piece, 0]
-        param_at = table[row, PARAM]
-        grad_at = table[row, GRAD]
-        momentum_at = table[row, MOMENTUM]
-        velocity_at = table[row, VELOCITY]
-        average_at = table[row, AVERAGE]
-        for i in range(pieces[piece, 1], pieces[piece, 2]):
-            grad = load(_WORD, GRAD, grad_at, i)
-            store(_WORD, PARAM, param_at, i, load(_WORD, PARAM, param_at, i) + grad)
-            store(_WORD, MOMENTUM, momentum_at, i, load(_WORD, MOMENTUM, momentum_at, i) + grad)
-            store(_WORD, VELOCITY, velocity_at, i, load(_WORD, VELOCITY, velocity_at, i) + grad)
-            if average0 is not None:
-                average = load(average0, AVERAGE, average_at, i) + grad
-                store(average0, AVERAGE, average_at, i, average)
+@njit(error_model="numpy")
+def _move_all(task, average0):
+    table, pieces = integers(task[TABLE]), integers(task[PIECES])
+    edges = integers(task[EDGES])
+    share = next_share(task)
+    while share >= 0:
+        for piece in range(edges[share], edges[share + 1]):
+            row = pieces[3 * piece]
+            param_at = table[row * COLUMNS + PARAM]
+            grad_at = table[row * COLUMNS + GRAD]
+            momentum_at = table[row * COLUMNS + MOMENTUM]
+            velocity_at = table[row * COLUMNS + VELOCITY]
+            average_at = table[row * COLUMNS + AVERAGE]
+            for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
+                grad = load(_WORD, GRAD, grad_at, i)
+                store(_WORD, PARAM, param_at, i, load(_WORD, PARAM, param_at, i) + grad)
+                store(_WORD, MOMENTUM, momentum_at, i, load(_WORD, MOMENTUM, momentum_at, i) + grad)
+                store(_WORD, VELOCITY, velocity_at, i, load(_WORD, VELOCITY, velocity_at, i) + grad)
+                if average0 is not None:
+                    average = load(average0, AVERAGE, average_at, i) + grad
+                    store(average0, AVERAGE, average_at, i, average)
+        share = next_share(task)
 
 
-@njit(nogil=True, error_model="numpy")
-def _move_halves(table, pieces, first, last):
+@cfunc(_TASK, error_model="numpy")
+def _move(task):
+    _move_all(task, None)
+
+
+@cfunc(_TASK, error_model="numpy")
+def _move_with_average(task):
+    _move_all(task, _WORD)
+
+
+@cfunc(_TASK, error_model="numpy")
+def _move_halves(task):
     """Move narrow variables and gradients two elements to a word, so that none is converted."""
-    for piece in range(first, last):
-        row = pieces[piece, 0]
-        param_at = table[row, PARAM]
-        grad_at = table[row, GRAD]
-        momentum_at = table[row, MOMENTUM]
-        velocity_at = table[row, VELOCITY]
-        for i in range(pieces[piece, 1] // 2, pieces[piece, 2] // 2):
-            grad = load(_WORD, GRAD, grad_at, i)
-            store(_WORD, PARAM, param_at, i, load(_WORD, PARAM, param_at, i) + grad)
-        for i in range(pieces[piece, 1], pieces[piece, 2]):
-            store(_WORD, MOMENTUM, momentum_at, i, load(_WORD, MOMENTUM, momentum_at, i) + _ONE)
-            store(_WORD, VELOCITY, velocity_at, i, load(_WORD, VELOCITY, velocity_at, i) + _ONE)
+    table, pieces = integers(task[TABLE]), integers(task[PIECES])
+    edges = integers(task[EDGES])
+    share = next_share(task)
+    while share >= 0:
+        for piece in range(edges[share], edges[share + 1]):
+            row = pieces[3 * piece]
+            param_at = table[row * COLUMNS + PARAM]
+            grad_at = table[row * COLUMNS + GRAD]
+            momentum_at = table[row * COLUMNS + MOMENTUM]
+            velocity_at = table[row * COLUMNS + VELOCITY]
+            for i in range(pieces[3 * piece + 1] // 2, pieces[3 * piece + 2] // 2):
+                grad = load(_WORD, GRAD, grad_at, i)
+                store(_WORD, PARAM, param_at, i, load(_WORD, PARAM, param_at, i) + grad)
+            for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
+                store(_WORD, MOMENTUM, momentum_at, i, load(_WORD, MOMENTUM, momentum_at, i) + _ONE)
+                store(_WORD, VELOCITY, velocity_at, i, load(_WORD, VELOCITY, velocity_at, i) + _ONE)
+        share = next_share(task)
 
 
-@njit(nogil=True, error_model="numpy")
-def _add(table, pieces, first, last):
-    for piece in range(first, last):
-        row = pieces[piece, 0]
-        grad_at = table[row, GRAD]
-        accumulator_at = table[row, ACCUMULATOR]
-        for i in range(pieces[piece, 1], pieces[piece, 2]):
-            total = load(_WORD, ACCUMULATOR, accumulator_at, i) + load(_WORD, GRAD, grad_at, i)
-            store(_WORD, ACCUMULATOR, accumulator_at, i, total)
+@cfunc(_TASK, error_model="numpy")
+def _add(task):
+    table, pieces = integers(task[TABLE]), integers(task[PIECES])
+    edges = integers(task[EDGES])
+    share = next_share(task)
+    while share >= 0:
+        for piece in range(edges[share], edges[share + 1]):
+            row = pieces[3 * piece]
+            grad_at = table[row * COLUMNS + GRAD]
+            accumulator_at = table[row * COLUMNS + ACCUMULATOR]
+            for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
+                total = load(_WORD, ACCUMULATOR, accumulator_at, i) + load(_WORD, GRAD, grad_at, i)
+                store(_WORD, ACCUMULATOR, accumulator_at, i, total)
+        share = next_share(task)
 
 
 # Only where the order of the sum is free is it vectorised.
-@njit(nogil=True, error_model="numpy", fastmath={"reassoc"})
-def _read(table, pieces, first, last, sums):
-    for piece in range(first, last):
-        row = pieces[piece, 0]
-        grad_at = table[row, GRAD]
-        total = _WORD
-        for i in range(pieces[piece, 1], pieces[piece, 2]):
-            total += load(_WORD, GRAD, grad_at, i)
-        sums[piece] = total
+@cfunc(_TASK, error_model="numpy", fastmath={"reassoc"})
+def _read(task):
+    sums = pointer(_WORD, task[SUMS])
+    table, pieces = integers(task[TABLE]), integers(task[PIECES])
+    edges = integers(task[EDGES])
+    share = next_share(task)
+    while share >= 0:
+        for piece in range(edges[share], edges[share + 1]):
+            row = pieces[3 * piece]
+            grad_at = table[row * COLUMNS + GRAD]
+            total = _WORD
+            for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
+                total += load(_WORD, GRAD, grad_at, i)
+            sums[piece] = total
+        share = next_share(task)
 
 
-def _laid_out(columns: dict[int, list[Array]], sizes: Sequence[int]):
-    table = np.zeros((len(sizes), COLUMNS), np.int64)
-    for column, arrays in columns.items():
-        table[:, column] = [array.ctypes.data for array in arrays]
-    return table, cut(np.arange(len(sizes)), np.array(sizes, np.int64))
+class _Launch:
+    """Arrays that kernels move.
+
+    Args:
+        roles: of the arrays.
+        sizes: of the arrays of each role.
+        door: whose memory they have, and on whose threads.
+        halves: more roles, whose arrays have half as many elements.
+    """
+
+    def __init__(
+        self,
+        roles: Sequence[int],
+        sizes: Sequence[int],
+        door: str,
+        *,
+        halves: Sequence[int] = (),
+    ) -> None:
+        self._arrays = {role: random(sizes, role, door=door) for role in roles}
+        half = [size // 2 for size in sizes]
+        self._arrays |= {role: random(half, role, door=door) for role in halves}
+        self._table = Table(np.zeros((len(sizes), COLUMNS), np.int64))
+        for role, arrays in self._arrays.items():
+            self._table.array[:, role] = [array.ctypes.data for array in arrays]
+        self._pieces = cut(np.arange(len(sizes)), np.array(sizes, np.int64))
+        self._sums = Table(np.empty(len(self._pieces.table.array), np.float32))
+        self._team = _TEAMS[door]
+
+    def run(self, kernel: Callable[[int], object], *, backwards: bool = False) -> None:
+        """Run a kernel on all pieces."""
+        task = np.zeros(WORDS, np.int64)
+        task[SHARES] = len(self._pieces.edges.array) - 1
+        task[BACKWARDS] = backwards
+        task[EDGES], task[PIECES] = self._pieces.edges.address, self._pieces.table.address
+        task[TABLE], task[SUMS] = self._table.address, self._sums.address
+        self._team(kernel, task.ctypes.data, self._pieces.elements)
 
 
 def step(sizes: Sequence[int], door: str = "numpy") -> Callable[[], None]:
     """Return what moves the 28 bytes per element of a float32 step."""
-    roles = (PARAM, GRAD, MOMENTUM, VELOCITY)
-    columns = {role: random(sizes, role, door=door) for role in roles}
-    table, pieces = _laid_out(columns, sizes)
-
-    def run(columns=columns) -> None:  # which must outlive the addresses
-        share(pieces.shares, lambda part: _move(table, pieces.table.array, *part, None))
-
-    return run
+    launch = _Launch((PARAM, GRAD, MOMENTUM, VELOCITY), sizes, door)
+    return lambda: launch.run(_move.ctypes)
 
 
 def recipe(sizes: Sequence[int], door: str = "numpy") -> Callable[[], None]:
     """Return what reads the gradients and then moves 36 bytes per element, from the last on."""
-    roles = (PARAM, GRAD, MOMENTUM, VELOCITY, AVERAGE)
-    columns = {role: random(sizes, role, door=door) for role in roles}
-    table, pieces = _laid_out(columns, sizes)
-    sums = np.empty(len(pieces.table.array), np.float32)
+    launch = _Launch((PARAM, GRAD, MOMENTUM, VELOCITY, AVERAGE), sizes, door)
 
-    def run(columns=columns) -> None:
-        share(pieces.shares, lambda part: _read(table, pieces.table.array, *part, sums))
-        share(pieces.shares[::-1], lambda part: _move(table, pieces.table.array, *part, _WORD))
+    def run() -> None:
+        launch.run(_read.ctypes)
+        launch.run(_move_with_average.ctypes, backwards=True)
 
     return run
 
@@ -129,23 +194,11 @@ def bfloat16(sizes: Sequence[int]) -> Callable[[], None]:
 
     Sizes are even.
     """
-    halves = [size // 2 for size in sizes]
-    columns = {role: random(halves, role) for role in (PARAM, GRAD)}
-    columns |= {role: random(sizes, role) for role in (MOMENTUM, VELOCITY)}
-    table, pieces = _laid_out(columns, sizes)
-
-    def run(columns=columns) -> None:
-        share(pieces.shares, lambda part: _move_halves(table, pieces.table.array, *part))
-
-    return run
+    launch = _Launch((MOMENTUM, VELOCITY), sizes, "numpy", halves=(PARAM, GRAD))
+    return lambda: launch.run(_move_halves.ctypes)
 
 
 def accumulation(sizes: Sequence[int]) -> Callable[[], None]:
     """Return what moves the 12 bytes per element of adding gradients up."""
-    columns = {role: random(sizes, role) for role in (GRAD, ACCUMULATOR)}
-    table, pieces = _laid_out(columns, sizes)
-
-    def run(columns=columns) -> None:
-        share(pieces.shares, lambda part: _add(table, pieces.table.array, *part))
-
-    return run
+    launch = _Launch((GRAD, ACCUMULATOR), sizes, "numpy")
+    return lambda: launch.run(_add.ctypes)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from engines.differential import copied
 
-from oneadam._engines import Buffers, Options, strided
+from oneadam._engines import Buffers, Options, strided, threads
 from oneadam._engines.gradients import Gradients
 from oneadam._engines.host import Host
 from oneadam._engines.sight import Sight
@@ -27,7 +27,9 @@ def made(rows: list[Buffers]) -> Host:
         if name != "grad"
     }
     buffers = Buffers(grad=None, **columns)
-    return Host(buffers, Sight(buffers, [str(row) for row in range(len(rows))]), strided)
+    return Host(
+        buffers, Sight(buffers, [str(row) for row in range(len(rows))]), strided, threads.together
+    )
 
 
 def seen(host: Host, rows: list[Buffers]) -> Gradients:

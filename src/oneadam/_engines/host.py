@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oneadam._engines import Buffers, Options
 from oneadam._engines.cpu import layout
-from oneadam._engines.cpu.compiled import compiled
 from oneadam._engines.cpu.formats import ABSENT_KIND, FORMATS
-from oneadam._engines.cpu.pieces import Pieces, cut
-from oneadam._engines.cpu.tables import Parameter, Table
+from oneadam._engines.cpu.launch import Launch
+from oneadam._engines.cpu.pieces import cut
+from oneadam._engines.cpu.tables import Table
 from oneadam._engines.gradients import ABSENT, Formats, Gradients
-from oneadam._engines.threads import share
+from oneadam._engines.threads import Team
 from oneadam._plan import Scalars
 
 Bools = NDArray[np.bool_]
@@ -34,50 +34,6 @@ _ENLARGING, _SHRINKING = 2.0**600, 2.0**-600
 
 # Sets of variables and gradients whose launches are remembered.
 _REMEMBERED = 32
-
-
-class _Launch(NamedTuple):
-    """Variables that one kernel takes at once, with the formats of their arrays."""
-
-    pieces: Pieces
-    param: str
-    grad: str
-    computed: str
-
-    def state(self, is_present: bool) -> Parameter:
-        """Return the marker of an array of state that may be absent."""
-        return _marker(self.computed if is_present else ABSENT_KIND)
-
-    def scalar(self, value: float | None) -> Parameter:
-        """Return a number that may be absent."""
-        return _marker(ABSENT_KIND) if value is None else (self.computed, value)
-
-    def run(
-        self,
-        kernel: str,
-        tables: tuple[Parameter, ...],
-        rest: tuple[Parameter, ...],
-        *,
-        backwards: bool = False,
-    ) -> None:
-        """Run a kernel on all pieces, on all threads.
-
-        Args:
-            kernel: its name.
-            tables: its parameters before the numbers of the pieces.
-            rest: its parameters after those.
-            backwards: begin with the last share.
-        """
-        before = [value for _, value in tables]
-        after = [value for _, value in rest]
-        kinds = (*(kind for kind, _ in tables), "int64", "int64", *(kind for kind, _ in rest))
-        function = compiled(kernel, kinds)
-        shares = self.pieces.shares[::-1] if backwards else self.pieces.shares
-        share(shares, lambda part: function(*before, part.first, part.last, *after))
-
-
-def _marker(kind: str) -> Parameter:
-    return kind, 0
 
 
 class Sight(Protocol):
@@ -126,12 +82,14 @@ class Host:
             is not used, and for `grad`. No two arrays overlap, and nobody else has the state.
         sight: of these arrays.
         others: the engine for the variables that are no plain run of elements.
+        team: the threads that run the kernels.
     """
 
-    def __init__(self, buffers: Buffers, sight: Sight, others: Others) -> None:
+    def __init__(self, buffers: Buffers, sight: Sight, others: Others, team: Team) -> None:
         self._buffers = buffers
         self._sight = sight
         self._others = others
+        self._team = team
         self._sizes, self._wide = sight.sizes, sight.wide
         self._table = Table(np.zeros((len(self._sizes), layout.COLUMNS), np.int64))
         sight.place(self._table.array)
@@ -140,7 +98,7 @@ class Host:
             for computed, is_used in (("float64", self._wide), ("float32", ~self._wide))
             if is_used.any()
         }
-        self._known: dict[bytes, tuple[list[_Launch], list[int]]] = {}
+        self._known: dict[bytes, tuple[list[Launch], list[int]]] = {}
 
     def look(self, grads: list[Any], closer: Callable[[int, Any], Any]) -> Gradients:
         """Find out where the variables and the gradients of a call lie in memory.
@@ -183,13 +141,11 @@ class Host:
         launches, odd = self._launches(gradients, gradients.present)
         for launch in launches:
             launch.run(
+                self._team,
                 "accumulate",
-                (self._table.at, launch.pieces.table.at),
-                (
-                    _marker(launch.grad),
-                    launch.state(True),
-                    launch.scalar(options.loss_scale),
-                ),
+                (launch.grad, launch.computed, launch.of(options.loss_scale)),
+                {layout.TABLE: self._table},
+                {layout.LOSS_SCALE: options.loss_scale},
             )
         for row in odd:
             with np.errstate(all="ignore"):
@@ -211,21 +167,26 @@ class Host:
         # are still in the cache.
         for launch in launches:
             launch.run(
+                self._team,
                 "update",
-                (self._table.at, self._scalars[launch.computed].at, launch.pieces.table.at),
                 (
-                    _marker(launch.param),
-                    _marker(launch.grad),
-                    launch.state(accumulated),
-                    launch.state(True),
-                    launch.state(self._buffers.velocity_max is not None),
-                    launch.state(self._buffers.average is not None),
-                    launch.state(options.decays),
-                    launch.scalar(options.loss_scale),
-                    # An infinite limit changes nothing, and saves a kernel without one.
-                    launch.scalar(math.inf if options.limit is None else options.limit),
-                    ("int64", options.overwrite),
+                    launch.param,
+                    launch.grad,
+                    launch.computed if accumulated else ABSENT_KIND,
+                    launch.computed,
+                    launch.of(self._buffers.velocity_max),
+                    launch.of(self._buffers.average),
+                    launch.computed if options.decays else ABSENT_KIND,
+                    launch.of(options.loss_scale),
+                    launch.computed,
                 ),
+                {layout.TABLE: self._table, layout.SCALARS: self._scalars[launch.computed]},
+                {
+                    layout.LOSS_SCALE: options.loss_scale,
+                    # An infinite limit changes nothing, and saves a kernel without one.
+                    layout.LIMIT: math.inf if options.limit is None else options.limit,
+                    layout.OVERWRITE: options.overwrite,
+                },
                 backwards=True,
             )
         for row in odd:
@@ -241,9 +202,11 @@ class Host:
         launches, odd = self._launches(gradients, which)
         for launch in launches:
             launch.run(
+                self._team,
                 "average",
-                (self._table.at, self._scalars[launch.computed].at, launch.pieces.table.at),
-                (_marker(launch.param), launch.state(True), ("int64", options.overwrite)),
+                (launch.param, launch.computed),
+                {layout.TABLE: self._table, layout.SCALARS: self._scalars[launch.computed]},
+                {layout.OVERWRITE: options.overwrite},
             )
         for row in odd:
             with np.errstate(all="ignore"):
@@ -261,15 +224,17 @@ class Host:
         totals = np.zeros(len(which))
         for launch in launches:
             launch.run(
+                self._team,
                 "squares",
-                (self._table.at, launch.pieces.table.at, launch.pieces.sums.at),
                 (
-                    _marker(launch.param),
-                    _marker(launch.grad),
-                    launch.state(accumulated),
-                    launch.scalar(options.loss_scale),
-                    ("float64", factor),
+                    launch.param,
+                    launch.grad,
+                    launch.computed if accumulated else ABSENT_KIND,
+                    launch.of(options.loss_scale),
+                    "float64",
                 ),
+                {layout.TABLE: self._table, layout.SUMS: launch.pieces.sums},
+                {layout.LOSS_SCALE: options.loss_scale, layout.FACTOR: factor},
             )
             totals += np.bincount(
                 launch.pieces.table.array[:, 0], launch.pieces.sums.array, len(which)
@@ -291,7 +256,7 @@ class Host:
                 for number, column in enumerate(scalars):
                     table.array[:, number] = column
 
-    def _launches(self, gradients: Gradients, which: Bools) -> tuple[list[_Launch], list[int]]:
+    def _launches(self, gradients: Gradients, which: Bools) -> tuple[list[Launch], list[int]]:
         """Sort the variables that take part into launches, and those for the other engine."""
         key = gradients.formats.tobytes() + which.tobytes()
         known = self._known.get(key)
@@ -301,7 +266,7 @@ class Host:
             known = self._known[key] = self._sorted(gradients.formats, which)
         return known
 
-    def _sorted(self, grads: Formats, which: Bools) -> tuple[list[_Launch], list[int]]:
+    def _sorted(self, grads: Formats, which: Bools) -> tuple[list[Launch], list[int]]:
         params = self._sight.formats
         plain = which & (params >= 0) & (grads >= 0)
         kinds = params * (ABSENT + 1) + grads
@@ -310,7 +275,7 @@ class Host:
             rows = np.flatnonzero(plain & (kinds == kind))
             param, grad = divmod(kind, ABSENT + 1)
             launches.append(
-                _Launch(
+                Launch(
                     cut(rows, self._sizes[rows]),
                     FORMATS[param],
                     ABSENT_KIND if grad == ABSENT else FORMATS[grad],

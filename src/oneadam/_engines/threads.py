@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Condition, Lock
-from typing import TypeVar
 
 from oneadam import _arguments as arguments
 
-Work = TypeVar("Work")
+Kernel = Callable[..., None]
+Team = Callable[[Kernel, int, int], None]
+"""Runs a kernel on several threads, as `together` does."""
+
+# Elements, for a thread to take longer over them than over waking up.
+_WORTHWHILE = 131_072
 
 
 def _usable_cores() -> int:
@@ -93,47 +96,44 @@ def set_num_threads(n: int) -> None:
     old.close()
 
 
-def share(pieces: Sequence[Work], act: Callable[[Work], object]) -> None:
-    """Call `act` once on every piece, on all threads, and return when all are done.
+def together(kernel: Kernel, task: int, elements: int) -> None:
+    """Call a kernel with a task on this thread and on as many others as are worth waking.
 
-    `act` must release the interpreter's lock for this to be of use. The first error that it
-    raises is raised here, after every thread has stopped.
+    Returns when none of them is at work any more, whatever has happened. A kernel releases the
+    interpreter's lock, and shares the work among those who call it.
+
+    Args:
+        kernel: called with the address.
+        task: the address of its task.
+        elements: how many there are in it.
     """
     pool = _pool  # which another thread may replace at any moment
-    threads = min(pool.threads, len(pieces))
+    threads = min(pool.threads, elements // _WORTHWHILE)
     if threads <= 1:
-        for piece in pieces:
-            act(piece)
+        kernel(task)
         return
-    queue = deque(pieces)
-    changed, at_work = Condition(), 0
+    changed, at_work, is_over = Condition(), 0, False
 
-    def work() -> None:
+    def help_out() -> None:
         nonlocal at_work
-        while True:
+        with changed:
+            if is_over:
+                return
+            at_work += 1
+        try:
+            kernel(task)
+        finally:
             with changed:
-                if not queue:
-                    return
-                piece = queue.popleft()
-                at_work += 1
-            try:
-                act(piece)
-            finally:
-                with changed:
-                    at_work -= 1
-                    changed.notify_all()
+                at_work -= 1
+                changed.notify_all()
 
-    helpers: list[Future[None]] = []
     try:
         # Where the interpreter is shutting down no thread can be started: the caller does it all.
         with suppress(RuntimeError):
             for _ in range(threads - 1):
-                helpers.append(pool.executor().submit(work))
-        work()
+                pool.executor().submit(help_out)
+        kernel(task)
     finally:
-        # Whatever has happened, nobody is at work any more when this returns.
         with changed:
-            queue.clear()
+            is_over = True
             changed.wait_for(lambda: at_work == 0)
-    for helper in helpers:
-        helper.result()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from oneadam import _state
 from oneadam._dtypes import compute_dtype
-from oneadam._engines import Buffers, Options, strided
+from oneadam._engines import Buffers, Options, strided, threads
 from oneadam._engines.gradients import Gradients
 from oneadam._engines.host import Host
 from oneadam._engines.sight import Sight
@@ -64,7 +64,7 @@ class Model:
             average=self.state.get(_state.AVERAGE),
         )
         self._sight = Sight(buffers, self.names)
-        self._host = Host(buffers, self._sight, strided)
+        self._host = Host(buffers, self._sight, strided, threads.together)
 
     def __getstate__(self) -> dict[str, Any]:
         rebuilt = (

@@ -19,7 +19,7 @@ from oneadam import _state
 from oneadam._engines import Buffers, Options
 from oneadam._engines.host import Host
 from oneadam._engines.torch import rows as rows_engine
-from oneadam._engines.torch import tensors
+from oneadam._engines.torch import team, tensors
 from oneadam._engines.torch.device import Device
 from oneadam._engines.torch.sight import Sight
 from oneadam._engines.torch.vectors import Vectors
@@ -174,7 +174,7 @@ class Model:
             places = (np.array(rows, np.intp), rows)
             if tensors.is_host(device):
                 sight = Sight(buffers)
-                yield Part(kind, *places, Host(buffers, sight, rows_engine), sight)
+                yield Part(kind, *places, Host(buffers, sight, rows_engine, team.together), sight)
             else:
                 engine = Device(buffers)
                 yield Part(kind, *places, engine, engine)

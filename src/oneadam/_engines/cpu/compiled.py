@@ -18,17 +18,17 @@ import secrets
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from llvmlite import binding
 
 from oneadam import __version__
-from oneadam._engines.cpu.formats import C_TYPES
+from oneadam._engines.cpu.formats import ABSENT_KIND
 
 _KERNELS = "oneadam._engines.cpu.kernels"
 _MODULES = {
@@ -46,7 +46,34 @@ _SOURCES = {
     **{f"{__package__}.{path.stem}": path for path in sorted(_HERE.glob("*.py"))},
 }
 
-_known: dict[tuple[str, tuple[str, ...]], Callable[..., int]] = {}
+_VALUES = {
+    "int64": ("i64", ctypes.c_int64),
+    "int8*": ("ptr", ctypes.c_void_p),
+    "int64*": ("ptr", ctypes.c_void_p),
+}
+"""How LLVM and C call the parameters that are numbers and addresses."""
+_MARKERS = {
+    "float32": "float 0.0",
+    "float64": "double 0.0",
+    "float16": "i16 0",
+    "bfloat16": "i16 0",
+    ABSENT_KIND: "ptr null",
+}
+"""What LLVM passes for those that are formats, whose values mean nothing."""
+_ENTRANCE = """
+    declare i32 @"{kernel}"({types})
+    define void @"{name}"({parameters}) {{
+      %result = alloca ptr
+      %error = alloca ptr
+      call i32 @"{kernel}"({arguments})
+      ret void
+    }}
+"""
+
+Function = Callable[..., None]
+"""A kernel without its markers, as a function of C; `address_of` tells where it is."""
+
+_known: dict[tuple[str, tuple[str, ...]], Function] = {}
 _lock = Lock()
 
 
@@ -71,12 +98,13 @@ def _read_sources() -> dict[str, bytes]:
 _TEXTS = _read_sources()
 
 
-def compiled(kernel: str, parameters: tuple[str, ...]) -> Callable[..., int]:
-    """Return a kernel, specialised to kinds of parameters, as a function of Python numbers.
+def compiled(kernel: str, parameters: tuple[str, ...]) -> Function:
+    """Return a kernel, specialised to kinds of parameters, as a function of numbers.
 
     Args:
         kernel: its name.
-        parameters: the kind of each parameter, a key of `formats.C_TYPES`.
+        parameters: the kind of each parameter. Those that are formats are not parameters of the
+            function that is returned.
     """
     function = _known.get((kernel, parameters))
     if function is None:
@@ -88,7 +116,12 @@ def compiled(kernel: str, parameters: tuple[str, ...]) -> Callable[..., int]:
     return function
 
 
-def _made(kernel: str, parameters: tuple[str, ...]) -> Callable[..., int]:
+def address_of(function: Function) -> int:
+    """Return the address of a compiled kernel."""
+    return ctypes.cast(cast("Any", function), ctypes.c_void_p).value or 0
+
+
+def _made(kernel: str, parameters: tuple[str, ...]) -> Function:
     path = _path(kernel, parameters)
     machine = None if path is None else _load(path)
     if machine is None:
@@ -96,11 +129,8 @@ def _made(kernel: str, parameters: tuple[str, ...]) -> Callable[..., int]:
         if path is not None and _is_what_was_read():
             _save(path, machine)
     prototype = ctypes.PYFUNCTYPE if kernel in _KEEP_LOCK else ctypes.CFUNCTYPE
-    # By Numba's convention the addresses of a result and of an error come first.
-    place = ctypes.c_void_p * 1
-    types = [ctypes.c_void_p, ctypes.c_void_p, *(C_TYPES[kind] for kind in parameters)]
-    function = prototype(ctypes.c_int32, *types)(_link(machine))
-    return partial(function, place(), place())
+    types = [_VALUES[kind][1] for kind in parameters if kind in _VALUES]
+    return prototype(None, *types)(_link(machine, parameters))
 
 
 def _compile(kernel: str, parameters: tuple[str, ...]) -> _Machine:
@@ -122,12 +152,32 @@ def _engine() -> Any:
     return binding.create_mcjit_compiler(binding.parse_assembly(""), target)
 
 
-def _link(machine: _Machine) -> int:
+def _link(machine: _Machine, parameters: tuple[str, ...]) -> int:
+    """Return the address of a kernel's entrance, a function of C that fills in the markers."""
+    name = f"oneadam.{machine.symbol}"
     engine = _engine()
     engine.add_object_file(binding.ObjectFileRef.from_data(machine.code))
+    engine.add_module(binding.parse_assembly(_entrance(machine.symbol, name, parameters)))
     engine.finalize_object()
-    address: int = engine.get_function_address(machine.symbol)
+    address: int = engine.get_function_address(name)
     return address
+
+
+def _entrance(kernel: str, name: str, parameters: tuple[str, ...]) -> str:
+    values, arguments = [], []
+    for number, kind in enumerate(parameters):
+        if kind in _VALUES:
+            values.append(f"{_VALUES[kind][0]} %p{number}")
+        arguments.append(values[-1] if kind in _VALUES else _MARKERS[kind])
+    # By Numba's convention the addresses of a result and of an error come first.
+    arguments = ["ptr %result", "ptr %error", *arguments]
+    return _ENTRANCE.format(
+        kernel=kernel,
+        name=name,
+        types=", ".join(argument.split()[0] for argument in arguments),
+        parameters=", ".join(values),
+        arguments=", ".join(arguments),
+    )
 
 
 @cache

@@ -45,12 +45,10 @@ TYPES = {
     "float64": types.float64,
     "float16": _FLOAT16,
     "bfloat16": _BFLOAT16,
-    "int64": types.int64,
     ABSENT_KIND: types.none,
+    "int64": types.int64,
     "int8*": types.CPointer(types.int8),
     "int64*": types.CPointer(types.int64),
-    "float32*": types.CPointer(types.float32),
-    "float64*": types.CPointer(types.float64),
 }
 """The compiler's type for each kind of parameter."""
 
@@ -137,6 +135,53 @@ def store(typing_context, marker, role, address, index, value):
         return context.get_dummy_value()
 
     return types.void(marker, role, address, index, value), generate
+
+
+@intrinsic
+def pointer(typing_context, marker, address):
+    """Return an address as one of numbers in the compute dtype of the format."""
+    result = types.CPointer(_computed(marker))
+
+    def generate(context, builder, signature, args):
+        return builder.inttoptr(args[1], context.get_value_type(result))
+
+    return result(marker, address), generate
+
+
+@intrinsic
+def integers(typing_context, address):
+    """Return an address as one of integers."""
+    result = types.CPointer(types.int64)
+
+    def generate(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(result))
+
+    return result(address), generate
+
+
+@intrinsic
+def number(typing_context, marker, word):
+    """Return the float64 that a word holds in the compute dtype of the format; None if absent."""
+    result = types.none if _is_absent(marker) else _computed(marker)
+
+    def generate(context, builder, signature, args):
+        if _is_absent(marker):
+            return context.get_dummy_value()
+        value = builder.bitcast(args[1], ir.DoubleType())
+        return context.cast(builder, value, types.float64, result)
+
+    return result(marker, word), generate
+
+
+@intrinsic
+def take(typing_context, counter):
+    """Return what is counted at an address, and count on: no two threads see the same."""
+
+    def generate(context, builder, signature, args):
+        one = ir.Constant(ir.IntType(64), 1)
+        return builder.atomic_rmw("add", args[0], one, "monotonic")
+
+    return types.int64(counter), generate
 
 
 @intrinsic

@@ -1,8 +1,9 @@
 """The rule, compiled for one element at a time over a table of addresses.
 
-Every kernel walks pieces `first` to `last`, rows of (variable, first element, element after the
-last) at the address `pieces`. It holds no reference and checks nothing: the caller keeps the
-memory alive and has checked it. Parameters whose names end in 0 are markers of formats.
+Every kernel takes shares of a task, whose words `layout` names, until none is left; any number of
+threads may do so at once. A share is some pieces, rows of (variable, first element, element after
+the last). A kernel holds no reference and checks nothing: the caller keeps the memory alive and has
+checked it. Parameters whose names end in 0 are markers of formats.
 
 `cast` brings a gradient of another width to the compute dtype of the variable.
 """
@@ -17,20 +18,41 @@ import math
 from numba import njit
 
 from oneadam import _rule
-from oneadam._engines.cpu.elements import KERNEL, as_stored, cast, load, store
+from oneadam._engines.cpu.elements import (
+    KERNEL,
+    as_stored,
+    cast,
+    integers,
+    load,
+    number,
+    pointer,
+    store,
+    take,
+)
 from oneadam._engines.cpu.layout import (
     ACCUMULATOR,
     AVERAGE,
+    BACKWARDS,
     COLUMNS,
+    EDGES,
+    FACTOR,
     GRAD,
+    LIMIT,
+    LOSS_SCALE,
     MOMENTUM,
+    OVERWRITE,
     PARAM,
+    PIECES,
+    SCALARS,
+    SHARES,
+    SUMS,
+    TABLE,
     VELOCITY,
     VELOCITY_MAX,
 )
 from oneadam._plan import Scalars
 
-SCALARS = len(Scalars._fields)
+_NUMBERS = len(Scalars._fields)
 
 _accumulate = njit(_rule.accumulate)
 _clip = njit(_rule.clip)
@@ -61,7 +83,7 @@ def _at_most(a, b):
 
 @njit
 def _row_scalars(scalars, row):
-    at = row * SCALARS
+    at = row * _NUMBERS
     return Scalars(
         scalars[at],
         scalars[at + 1],
@@ -76,6 +98,15 @@ def _row_scalars(scalars, row):
         scalars[at + 10],
         scalars[at + 11],
     )
+
+
+@njit
+def next_share(task):
+    """Return a share that no other thread takes, or -1 if none is left."""
+    share = take(task)
+    if share >= task[SHARES]:
+        return -1
+    return task[SHARES] - 1 - share if task[BACKWARDS] else share
 
 
 @njit
@@ -99,11 +130,7 @@ def _optional(marker, value):
 
 @njit(**KERNEL)
 def update(
-    table,
-    scalars,
-    pieces,
-    first,
-    last,
+    task,
     param0,
     grad0,
     accumulator0,
@@ -111,101 +138,124 @@ def update(
     velocity_max0,
     average0,
     decay0,
-    loss_scale,
-    limit,
-    overwrite,
+    loss_scale0,
+    limit0,
 ):
     """Take one update: gradient, decay, Adam, moving average, in one pass over memory."""
-    for piece in range(first, last):
-        row = pieces[3 * piece]
-        param_at = table[row * COLUMNS + PARAM]
-        grad_at = table[row * COLUMNS + GRAD]
-        accumulator_at = table[row * COLUMNS + ACCUMULATOR]
-        momentum_at = table[row * COLUMNS + MOMENTUM]
-        velocity_at = table[row * COLUMNS + VELOCITY]
-        velocity_max_at = table[row * COLUMNS + VELOCITY_MAX]
-        average_at = table[row * COLUMNS + AVERAGE]
-        s = _row_scalars(scalars, row)
-        decay = _optional(decay0, s.decay)
-        for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
-            grad = _accumulate(
-                load(accumulator0, ACCUMULATOR, accumulator_at, i),
-                cast(load(grad0, GRAD, grad_at, i), param0),
-                loss_scale,
-            )
-            param, momentum, velocity, velocity_max = _adam(
-                load(param0, PARAM, param_at, i),
-                _clip(grad, limit, s, _at_least, _at_most),
-                load(state0, MOMENTUM, momentum_at, i),
-                load(state0, VELOCITY, velocity_at, i),
-                load(velocity_max0, VELOCITY_MAX, velocity_max_at, i),
-                decay,
-                s,
-                _sqrt,
-                _maximum,
-            )
-            average, param = _averaged(
-                param0, load(average0, AVERAGE, average_at, i), param, s, overwrite
-            )
-            store(param0, PARAM, param_at, i, param)
-            store(accumulator0, ACCUMULATOR, accumulator_at, i, state0)
-            store(state0, MOMENTUM, momentum_at, i, momentum)
-            store(state0, VELOCITY, velocity_at, i, velocity)
-            store(velocity_max0, VELOCITY_MAX, velocity_max_at, i, velocity_max)
-            store(average0, AVERAGE, average_at, i, average)
-
-
-@njit(**KERNEL)
-def average(table, scalars, pieces, first, last, param0, average0, overwrite):
-    """Take variables that sit an update out into their moving averages."""
-    for piece in range(first, last):
-        row = pieces[3 * piece]
-        param_at = table[row * COLUMNS + PARAM]
-        average_at = table[row * COLUMNS + AVERAGE]
-        s = _row_scalars(scalars, row)
-        for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
-            new, param = _averaged(
-                param0,
-                load(average0, AVERAGE, average_at, i),
-                load(param0, PARAM, param_at, i),
-                s,
-                overwrite,
-            )
-            store(average0, AVERAGE, average_at, i, new)
-            if overwrite != 0:
+    table, scalars = integers(task[TABLE]), pointer(state0, task[SCALARS])
+    loss_scale, limit = number(loss_scale0, task[LOSS_SCALE]), number(limit0, task[LIMIT])
+    overwrite, nothing = task[OVERWRITE], cast(0.0, state0)
+    pieces, edges = integers(task[PIECES]), integers(task[EDGES])
+    share = next_share(task)
+    while share >= 0:
+        for piece in range(edges[share], edges[share + 1]):
+            row = pieces[3 * piece]
+            param_at = table[row * COLUMNS + PARAM]
+            grad_at = table[row * COLUMNS + GRAD]
+            accumulator_at = table[row * COLUMNS + ACCUMULATOR]
+            momentum_at = table[row * COLUMNS + MOMENTUM]
+            velocity_at = table[row * COLUMNS + VELOCITY]
+            velocity_max_at = table[row * COLUMNS + VELOCITY_MAX]
+            average_at = table[row * COLUMNS + AVERAGE]
+            s = _row_scalars(scalars, row)
+            decay = _optional(decay0, s.decay)
+            for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
+                grad = _accumulate(
+                    load(accumulator0, ACCUMULATOR, accumulator_at, i),
+                    cast(load(grad0, GRAD, grad_at, i), param0),
+                    loss_scale,
+                )
+                param, momentum, velocity, velocity_max = _adam(
+                    load(param0, PARAM, param_at, i),
+                    _clip(grad, limit, s, _at_least, _at_most),
+                    load(state0, MOMENTUM, momentum_at, i),
+                    load(state0, VELOCITY, velocity_at, i),
+                    load(velocity_max0, VELOCITY_MAX, velocity_max_at, i),
+                    decay,
+                    s,
+                    _sqrt,
+                    _maximum,
+                )
+                average, param = _averaged(
+                    param0, load(average0, AVERAGE, average_at, i), param, s, overwrite
+                )
                 store(param0, PARAM, param_at, i, param)
+                store(accumulator0, ACCUMULATOR, accumulator_at, i, nothing)
+                store(state0, MOMENTUM, momentum_at, i, momentum)
+                store(state0, VELOCITY, velocity_at, i, velocity)
+                store(velocity_max0, VELOCITY_MAX, velocity_max_at, i, velocity_max)
+                store(average0, AVERAGE, average_at, i, average)
+        share = next_share(task)
 
 
 @njit(**KERNEL)
-def accumulate(table, pieces, first, last, grad0, accumulator0, loss_scale):
+def average(task, param0, average0):
+    """Take variables that sit an update out into their moving averages."""
+    table, scalars = integers(task[TABLE]), pointer(average0, task[SCALARS])
+    overwrite = task[OVERWRITE]
+    pieces, edges = integers(task[PIECES]), integers(task[EDGES])
+    share = next_share(task)
+    while share >= 0:
+        for piece in range(edges[share], edges[share + 1]):
+            row = pieces[3 * piece]
+            param_at = table[row * COLUMNS + PARAM]
+            average_at = table[row * COLUMNS + AVERAGE]
+            s = _row_scalars(scalars, row)
+            for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
+                new, param = _averaged(
+                    param0,
+                    load(average0, AVERAGE, average_at, i),
+                    load(param0, PARAM, param_at, i),
+                    s,
+                    overwrite,
+                )
+                store(average0, AVERAGE, average_at, i, new)
+                if overwrite != 0:
+                    store(param0, PARAM, param_at, i, param)
+        share = next_share(task)
+
+
+@njit(**KERNEL)
+def accumulate(task, grad0, accumulator0, loss_scale0):
     """Add a micro-batch's gradients to the accumulators."""
-    for piece in range(first, last):
-        row = pieces[3 * piece]
-        grad_at = table[row * COLUMNS + GRAD]
-        accumulator_at = table[row * COLUMNS + ACCUMULATOR]
-        for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
-            total = _accumulate(
-                load(accumulator0, ACCUMULATOR, accumulator_at, i),
-                cast(load(grad0, GRAD, grad_at, i), accumulator0),
-                loss_scale,
-            )
-            store(accumulator0, ACCUMULATOR, accumulator_at, i, total)
+    table, loss_scale = integers(task[TABLE]), number(loss_scale0, task[LOSS_SCALE])
+    pieces, edges = integers(task[PIECES]), integers(task[EDGES])
+    share = next_share(task)
+    while share >= 0:
+        for piece in range(edges[share], edges[share + 1]):
+            row = pieces[3 * piece]
+            grad_at = table[row * COLUMNS + GRAD]
+            accumulator_at = table[row * COLUMNS + ACCUMULATOR]
+            for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
+                total = _accumulate(
+                    load(accumulator0, ACCUMULATOR, accumulator_at, i),
+                    cast(load(grad0, GRAD, grad_at, i), accumulator0),
+                    loss_scale,
+                )
+                store(accumulator0, ACCUMULATOR, accumulator_at, i, total)
+        share = next_share(task)
 
 
 # The order of the sum is left to the compiler, which keeps several partial sums.
 @njit(fastmath={"reassoc"}, **KERNEL)
-def squares(table, pieces, sums, first, last, param0, grad0, accumulator0, loss_scale, factor):
-    """Write the sum of the squares of each piece's gradients, times `factor`, in float64."""
-    for piece in range(first, last):
-        row = pieces[3 * piece]
-        grad_at = table[row * COLUMNS + GRAD]
-        accumulator_at = table[row * COLUMNS + ACCUMULATOR]
-        total = 0.0
-        for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
-            grad = factor * _accumulate(
-                load(accumulator0, ACCUMULATOR, accumulator_at, i),
-                cast(load(grad0, GRAD, grad_at, i), param0),
-                loss_scale,
-            )
-            total += grad * grad
-        sums[piece] = total
+def squares(task, param0, grad0, accumulator0, loss_scale0, sum0):
+    """Write the sum of the squares of each piece's gradients, times a factor, in float64."""
+    table, sums = integers(task[TABLE]), pointer(sum0, task[SUMS])
+    loss_scale, factor = number(loss_scale0, task[LOSS_SCALE]), number(sum0, task[FACTOR])
+    pieces, edges = integers(task[PIECES]), integers(task[EDGES])
+    share = next_share(task)
+    while share >= 0:
+        for piece in range(edges[share], edges[share + 1]):
+            row = pieces[3 * piece]
+            grad_at = table[row * COLUMNS + GRAD]
+            accumulator_at = table[row * COLUMNS + ACCUMULATOR]
+            total = 0.0
+            for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
+                grad = factor * _accumulate(
+                    load(accumulator0, ACCUMULATOR, accumulator_at, i),
+                    cast(load(grad0, GRAD, grad_at, i), param0),
+                    loss_scale,
+                )
+                total += grad * grad
+            sums[piece] = total
+        share = next_share(task)

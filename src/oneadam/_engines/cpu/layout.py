@@ -1,8 +1,15 @@
-"""The columns of a table of addresses, which are also the roles of the arrays in a kernel.
+"""What kernels are given: the columns of a table of addresses, and the words of a task.
 
-They are the fields of `oneadam._engines.Buffers`, in their order.
+The columns are the fields of `oneadam._engines.Buffers`, in their order, and also the roles of the
+arrays in a kernel. A task is one array of words, which all threads that run a kernel share.
 """
 
 PARAM, GRAD, ACCUMULATOR, MOMENTUM, VELOCITY, VELOCITY_MAX, AVERAGE = range(7)
 COLUMNS = 7
 STATE = tuple(range(ACCUMULATOR, COLUMNS))
+
+# Which share is the next, of how many; the address of where the pieces of each begin; whether the
+# last is taken first. The addresses of the tables. Numbers, of which these are float64:
+TAKEN, SHARES, EDGES, BACKWARDS, TABLE, PIECES, SCALARS, SUMS, OVERWRITE = range(9)
+LOSS_SCALE, LIMIT, FACTOR = range(9, 12)
+WORDS = 12

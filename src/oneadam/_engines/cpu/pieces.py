@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -14,15 +13,8 @@ Int64s = NDArray[np.int64]
 
 # A piece's sum of squares is one number, so results depend on this but not on the threads.
 PIECE = 16_384
-# Enough elements to outweigh handing a share to a thread, few enough to even the threads out.
-SHARE = 16 * PIECE
-
-
-class Share(NamedTuple):
-    """The pieces, first to last exclusively, that a thread takes at once."""
-
-    first: int
-    last: int
+# Enough elements to outweigh taking a share, few enough to even the threads out.
+SHARE = 4 * PIECE
 
 
 class Pieces(NamedTuple):
@@ -32,7 +24,10 @@ class Pieces(NamedTuple):
     """int64 rows of (variable, first element, end)."""
     sums: Table
     """float64, a place for a number of each piece."""
-    shares: list[Share]
+    edges: Table
+    """int64, where each share begins that a thread takes at once, and where the last one ends."""
+    elements: int
+    """Of all pieces together."""
 
 
 def cut(rows: NDArray[np.intp], sizes: Int64s) -> Pieces:
@@ -51,9 +46,10 @@ def cut(rows: NDArray[np.intp], sizes: Int64s) -> Pieces:
     done = np.cumsum(ends - starts)
     total = int(done[-1]) if len(done) else 0
     cuts = np.searchsorted(done, np.arange(SHARE, total, SHARE), side="left") + 1
-    edges = np.unique(np.concatenate([[0], cuts, [len(table)]])).tolist()
+    edges = np.unique(np.concatenate([[0], cuts, [len(table)]])).astype(np.int64)
     return Pieces(
         Table(np.ascontiguousarray(table)),
         Table(np.zeros(len(table))),
-        [Share(*pair) for pair in pairwise(edges)],
+        Table(edges),
+        total,
     )

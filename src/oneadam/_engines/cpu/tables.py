@@ -6,14 +6,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-Parameter = tuple[str, float]
-"""What a kernel gets: the kind of a parameter and its value."""
-
 
 class Table:
     """An array that is filled again and again, but never replaced."""
 
     def __init__(self, array: NDArray[Any]) -> None:
         self.array = array
-        self.at: Parameter = (f"{array.dtype.name}*", array.ctypes.data)
-        """Its address, as a parameter of a kernel."""
+        self.address: int = array.ctypes.data
