@@ -113,6 +113,9 @@ def scalars(
         xp: the namespace of the columns.
     """
     (learning_rate, beta_1, beta_2), epsilon = settings.rates, settings.epsilon
+    decayed, averaged, grad_scales = (
+        _once(column, xp) for column in (decayed, averaged, grad_scales)
+    )
     correction_1 = _bias_correction(beta_1, steps, xp)
     root_of_correction_2 = xp.sqrt(_bias_correction(beta_2, steps, xp))
     grad_scale, grad_scale_power = split(grad_scales, xp)
@@ -143,10 +146,14 @@ def steps(updates: Any, participants: Any, xp: Any = np) -> Any:
         xp: the namespace of both.
     """
     # A variable that sits its first updates out has no t yet, and its scalars no use.
-    counts = xp.maximum(updates + participants, 1)
-    if xp is np and len(counts) and (counts == counts[0]).all():
-        return counts[:1]
-    return counts
+    return _once(xp.maximum(updates + participants, 1), xp)
+
+
+def _once(column: Any, xp: Any) -> Any:
+    """Return a column, or one row of it where NumPy knows that all are the same."""
+    return (
+        column[:1] if xp is np and np.size(column) > 1 and (column == column[0]).all() else column
+    )
 
 
 def _weights(beta: Any, xp: Any) -> tuple[Any, Any]:

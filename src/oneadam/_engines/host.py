@@ -98,6 +98,7 @@ class Host:
             for computed, is_used in (("float64", self._wide), ("float32", ~self._wide))
             if is_used.any()
         }
+        self._stride = 0
         self._known: dict[bytes, tuple[list[Launch], list[int]]] = {}
 
     def look(self, grads: list[Any], closer: Callable[[int, Any], Any]) -> Gradients:
@@ -185,6 +186,7 @@ class Host:
                     layout.LOSS_SCALE: options.loss_scale,
                     # An infinite limit changes nothing, and saves a kernel without one.
                     layout.LIMIT: math.inf if options.limit is None else options.limit,
+                    layout.STRIDE: self._stride,
                     layout.OVERWRITE: options.overwrite,
                 },
                 backwards=True,
@@ -206,7 +208,7 @@ class Host:
                 "average",
                 (launch.param, launch.computed),
                 {layout.TABLE: self._table, layout.SCALARS: self._scalars[launch.computed]},
-                {layout.OVERWRITE: options.overwrite},
+                {layout.STRIDE: self._stride, layout.OVERWRITE: options.overwrite},
             )
         for row in odd:
             with np.errstate(all="ignore"):
@@ -246,15 +248,14 @@ class Host:
         return totals
 
     def _fill(self, scalars: Scalars) -> None:
+        """Write the scalars where the kernels read them, once where they are the same for all."""
+        is_one = all(np.size(column) == 1 for column in scalars)
+        self._stride = 0 if is_one else len(scalars)
         with np.errstate(all="ignore"):
-            if all(np.size(column) == 1 for column in scalars):
-                row = np.concatenate([np.ravel(column) for column in scalars])
-                for table in self._scalars.values():
-                    table.array[:] = row
-                return
             for table in self._scalars.values():
+                rows = table.array[:1] if is_one else table.array
                 for number, column in enumerate(scalars):
-                    table.array[:, number] = column
+                    rows[:, number] = column
 
     def _launches(self, gradients: Gradients, which: Bools) -> tuple[list[Launch], list[int]]:
         """Sort the variables that take part into launches, and those for the other engine."""

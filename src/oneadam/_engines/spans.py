@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneadam._engines.cpu.formats import C_BYTES
-from oneadam._engines.gradients import ABSENT, LOOK_CLOSER, Formats, Gradients
+from oneadam._engines.gradients import ABSENT, LOOK_CLOSER, Gradients
 
 Int64s = NDArray[np.int64]
 Span = tuple[int, int]
@@ -27,7 +27,7 @@ class Spans:
         self._starts, ends = np.ascontiguousarray(pairs[np.argsort(pairs[:, 0], kind="stable")].T)
         # Strided arrays may interlace; an end counts for all that start before it.
         self._ends = np.maximum.accumulate(ends)
-        self._separate: tuple[Int64s, Formats] | None = None
+        self._separate: tuple[bytes, bytes] | None = None
 
     def keep_apart(
         self,
@@ -51,14 +51,12 @@ class Spans:
             is_odd: whether there is a gradient of which an address does not tell all.
         """
         formats = gradients.formats
-        if not is_odd and self._separate is not None:
-            places, known = self._separate
-            if np.array_equal(addresses, places) and np.array_equal(formats, known):
-                return
+        if not is_odd and self._separate == (addresses.tobytes(), formats.tobytes()):
+            return
         overlapping = self.shared(gradients, addresses, sizes, span)
         for row in overlapping:
             addresses[row], formats[row] = copy(row)
-        self._separate = None if overlapping else (addresses.copy(), formats)
+        self._separate = None if overlapping else (addresses.tobytes(), formats.tobytes())
 
     def shared(
         self,

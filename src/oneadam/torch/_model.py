@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from oneadam import _state
 from oneadam._engines import Buffers, Options
+from oneadam._engines.cpu.contents import Contents
 from oneadam._engines.host import Host
 from oneadam._engines.torch import rows as rows_engine
 from oneadam._engines.torch import team, tensors
@@ -131,9 +132,10 @@ class Model:
         return self.xp.device if is_away else torch.device("cpu")
 
     def _remember(self, groups: list[Group], state: State) -> None:
-        self._params_of_groups = [list(group["params"]) for group in groups]
-        self._owned = list(state.values())
-        self._tensors = list(chain.from_iterable(map(dict.values, self._owned)))
+        self._all_state, self._lists = state, [group["params"] for group in groups]
+        owned = list(state.values())
+        self._tensors = list(chain.from_iterable(map(dict.values, owned)))
+        self._contents = Contents([state, *owned], self._lists)
         self.state = [state[param] for param in self.params]
 
     def is_current(self, groups: list[Group], state: State) -> bool:
@@ -142,15 +144,10 @@ class Model:
         Schedulers, checkpoints and users may exchange any of them between two steps.
         """
         return (
-            len(groups) == len(self._params_of_groups)
-            and all(
-                _are_same(group["params"], known)
-                for group, known in zip(groups, self._params_of_groups, strict=True)
-            )
+            state is self._all_state
+            and _are_same([group["params"] for group in groups], self._lists)
+            and self._contents.are_same()
             and [Kind.of(group) for group in groups] == self._kinds
-            and _are_same(list(state.values()), self._owned)
-            and sum(map(len, self._owned)) == len(self._tensors)
-            and all(map(is_, chain.from_iterable(map(dict.values, self._owned)), self._tensors))
             and not any(_is_live(param, state) for param in self._dormant)
             and all(_sharding.local(whole) is local for whole, local in self._spread)
             and all(part.sight.is_current() for part in self.parts)

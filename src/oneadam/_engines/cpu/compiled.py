@@ -34,9 +34,11 @@ _KERNELS = "oneadam._engines.cpu.kernels"
 _MODULES = {
     "inspect": "oneadam._engines.cpu.objects",
     "inspect_tensors": "oneadam._engines.cpu.exchange",
+    "compare_dicts": "oneadam._engines.cpu.containers",
+    "compare_lists": "oneadam._engines.cpu.containers",
 }
 """Where each kernel stands, if not with the others."""
-_KEEP_LOCK = ("inspect", "inspect_tensors")
+_KEEP_LOCK = tuple(_MODULES)
 """The kernels that read Python's objects, which nobody may change meanwhile."""
 
 _HERE = Path(__file__).parent

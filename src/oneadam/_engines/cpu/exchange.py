@@ -14,23 +14,16 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from oneadam._engines.cpu.containers import item
 from oneadam._engines.cpu.elements import KERNEL
-from oneadam._engines.cpu.objects import TYPE, int64_at
+from oneadam._engines.cpu.objects import TYPE, fetch, int64_at
 
 _DATA, _DEVICE, _AXES, _SHAPE, _STRIDES, _OFFSET = range(6)
 _LOW = 0xFFFFFFFF
 _HOST = 1
 
 _WORD, _INT = ir.IntType(64), ir.IntType(32)
-
-
-@intrinsic
-def _item(typing_context, get_item, items, index):
-    def generate(context, builder, signature, args):
-        function = ir.FunctionType(_WORD, [_WORD, _WORD]).as_pointer()
-        return builder.call(builder.inttoptr(args[0], function), args[1:])
-
-    return types.int64(get_item, items, index), generate
+_AHEAD = 6
 
 
 @intrinsic
@@ -70,13 +63,37 @@ def _is_alike(described, shapes, strides, first, last):
     return is_empty or (is_ordered and described[_DATA] != 0)
 
 
+@njit
+def _fetch_ahead(tensors, i, count, usual, body_at, storage_at):
+    """Have what describes the tensors soon to come brought near: object, body and storage."""
+    if i + 3 * _AHEAD < count:
+        fetch(tensors[i + 3 * _AHEAD])
+    if i + 2 * _AHEAD < count:
+        tensor = tensors[i + 2 * _AHEAD]
+        type_ = int64_at(tensor + TYPE)
+        if type_ == usual[0] or type_ == usual[1]:
+            body = int64_at(tensor + body_at)
+            fetch(body)
+            fetch(body + 64)
+            fetch(body + 128)
+    if i + _AHEAD < count:
+        tensor = tensors[i + _AHEAD]
+        type_ = int64_at(tensor + TYPE)
+        if type_ == usual[0] or type_ == usual[1]:
+            fetch(int64_at(int64_at(tensor + body_at) + storage_at))
+
+
 @njit(**KERNEL)
 def inspect_tensors(
     get_item,
     describe,
     clear,
-    tensors,
+    usual,
+    body_at,
+    storage_at,
+    items,
     count,
+    tensors,
     described,
     shapes,
     strides,
@@ -92,13 +109,19 @@ def inspect_tensors(
 ):
     """Write the address and the format of each tensor of a list that the kernels can read.
 
+    Tensors of the two `usual` types have the address of their body, and that the address of its
+    storage, at these offsets, unless these are 0; no result depends on it.
     `none` has the format `absent`. What is not of `tensor_type`, unless that is 0, or lies in
     other memory, or has another shape, order in memory or dtype than those given, keeps the
     format that it has. So does what `describe` fails on, which takes very long; it is no longer
     `readable`, and that place is not tried again.
     """
     for i in range(count):
-        tensor = _item(get_item, tensors, i)
+        tensors[i] = item(get_item, items, i)
+    for i in range(count):
+        if body_at != 0:
+            _fetch_ahead(tensors, i, count, usual, body_at, storage_at)
+        tensor = tensors[i]
         if tensor == none:
             formats[i] = absent
             continue

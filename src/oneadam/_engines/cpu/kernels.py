@@ -45,14 +45,13 @@ from oneadam._engines.cpu.layout import (
     PIECES,
     SCALARS,
     SHARES,
+    STRIDE,
     SUMS,
     TABLE,
     VELOCITY,
     VELOCITY_MAX,
 )
 from oneadam._plan import Scalars
-
-_NUMBERS = len(Scalars._fields)
 
 _accumulate = njit(_rule.accumulate)
 _clip = njit(_rule.clip)
@@ -82,8 +81,7 @@ def _at_most(a, b):
 
 
 @njit
-def _row_scalars(scalars, row):
-    at = row * _NUMBERS
+def _scalars_at(scalars, at):
     return Scalars(
         scalars[at],
         scalars[at + 1],
@@ -157,7 +155,7 @@ def update(
             velocity_at = table[row * COLUMNS + VELOCITY]
             velocity_max_at = table[row * COLUMNS + VELOCITY_MAX]
             average_at = table[row * COLUMNS + AVERAGE]
-            s = _row_scalars(scalars, row)
+            s = _scalars_at(scalars, row * task[STRIDE])
             decay = _optional(decay0, s.decay)
             for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
                 grad = _accumulate(
@@ -200,7 +198,7 @@ def average(task, param0, average0):
             row = pieces[3 * piece]
             param_at = table[row * COLUMNS + PARAM]
             average_at = table[row * COLUMNS + AVERAGE]
-            s = _row_scalars(scalars, row)
+            s = _scalars_at(scalars, row * task[STRIDE])
             for i in range(pieces[3 * piece + 1], pieces[3 * piece + 2]):
                 new, param = _averaged(
                     param0,

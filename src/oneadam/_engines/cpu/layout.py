@@ -9,7 +9,8 @@ COLUMNS = 7
 STATE = tuple(range(ACCUMULATOR, COLUMNS))
 
 # Which share is the next, of how many; the address of where the pieces of each begin; whether the
-# last is taken first. The addresses of the tables. Numbers, of which these are float64:
-TAKEN, SHARES, EDGES, BACKWARDS, TABLE, PIECES, SCALARS, SUMS, OVERWRITE = range(9)
-LOSS_SCALE, LIMIT, FACTOR = range(9, 12)
-WORDS = 12
+# last is taken first. The addresses of the tables, and how far apart the scalars of two variables
+# are: not at all where they are the same. Numbers, of which the last three are float64.
+TAKEN, SHARES, EDGES, BACKWARDS, TABLE, PIECES, SCALARS, STRIDE, SUMS, OVERWRITE = range(10)
+LOSS_SCALE, LIMIT, FACTOR = range(10, 13)
+WORDS = 13

@@ -15,6 +15,7 @@ import sys
 
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from oneadam._engines.cpu.elements import KERNEL
@@ -47,6 +48,21 @@ def int32_at(typing_context, address):
         return builder.load(builder.inttoptr(args[0], ir.IntType(32).as_pointer()))
 
     return types.int32(address), generate
+
+
+@intrinsic
+def fetch(typing_context, address):
+    """Have the cache line at an address brought near; it need not be one of anything."""
+
+    def generate(context, builder, signature, args):
+        pointer, int32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, int32, int32, int32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        to_read, keep, data = int32(0), int32(3), int32(1)
+        builder.call(function, [builder.inttoptr(args[0], pointer), to_read, keep, data])
+        return context.get_dummy_value()
+
+    return types.none(address), generate
 
 
 @njit

@@ -27,7 +27,7 @@ from oneadam._engines.torch.tensors import format_of, is_dense, order
 Int64s = NDArray[np.int64]
 
 _PARAMETERS = (
-    *("int64", "int64", "int64", "int64", "int64"),
+    *("int64", "int64", "int64", "int64*", "int64", "int64", "int64", "int64", "int64*"),
     *("int64*", "int64*", "int64*", "int64*", "int64", "int64*"),
     *("int64", "int64", "int64", "int8*", "int64*", "int8*"),
 )
@@ -44,6 +44,7 @@ _DTYPES = np.array(
 _CAPSULE = b"dlpack_exchange_api"
 _MAJOR, _MINOR = 1, 3
 _WORDS_OF_TENSOR = 6
+_USUAL = np.array([id(Tensor), id(torch.nn.Parameter)], np.int64)
 
 
 class Inspector:
@@ -75,6 +76,7 @@ class Inspector:
             for steps, known in zip(self._strides, self._orders, strict=True)
         ]
         self._kept = (
+            np.zeros(count, np.int64),
             np.zeros(_WORDS_OF_TENSOR, np.int64),
             np.array([n for shape in self._shapes for n in shape], np.int64),
             np.array([step for steps in strides for step in steps], np.int64),
@@ -82,9 +84,11 @@ class Inspector:
             _DTYPES,
             np.ones(count, np.int8),
         )
-        described, sizes, steps, bounds, dtypes, readable = (a.ctypes.data for a in self._kept)
+        objects, described, sizes, steps, bounds, dtypes, readable = (
+            array.ctypes.data for array in self._kept
+        )
         self._arguments = (
-            *(described, sizes, steps, bounds, len(_DTYPES), dtypes),
+            *(objects, described, sizes, steps, bounds, len(_DTYPES), dtypes),
             *(id(Tensor) if gradients else 0, id(None), ABSENT, readable),
             *(self.addresses.ctypes.data, self.formats.ctypes.data),
         )
@@ -100,11 +104,15 @@ class Inspector:
         if self._gradients:
             self._leave_negated(tensors)
 
+    def found(self) -> tuple[bytes, bytes]:
+        """Return addresses and formats as what is quickly compared."""
+        return self.addresses.tobytes(), self.formats.tobytes()
+
     def _ask_kernel(self, tensors: list[Any]) -> None:
         kernel = compiled("inspect_tensors", _PARAMETERS)
         # No more than there is room for, whatever the list has become.
         count = min(len(tensors), len(self.formats))
-        kernel(*_functions(), id(tensors), count, *self._arguments)
+        kernel(*_functions(), *_layout(), id(tensors), count, *self._arguments)
 
     def _ask_python(self, tensors: list[Any]) -> None:
         found = self._found_at_once(tensors)
@@ -180,6 +188,25 @@ def held(tensors: list[Tensor]) -> list[Any]:
     if not layout_holds():
         return []
     return [tensor.__dlpack__() for tensor in tensors if not tensor.requires_grad]
+
+
+@cache
+def _layout() -> tuple[int, int, int]:
+    """Return where the types are of which tensors usually are, and where a tensor has its body.
+
+    And where that has its storage; zeros where it is not known. It only makes a kernel faster.
+    """
+    usual = _USUAL.ctypes.data
+    tensor, header = torch.zeros(3, device="cpu"), object.__basicsize__
+    body, storage = (getattr(one, "_cdata", 0) for one in (tensor, tensor.untyped_storage()))
+    if Tensor.__basicsize__ < header + 16:
+        return usual, 0, 0
+    for body_at in (header, header + 8):
+        if body and ctypes.c_int64.from_address(id(tensor) + body_at).value == body:
+            for storage_at in range(8, 64, 8):
+                if ctypes.c_int64.from_address(body + storage_at).value == storage:
+                    return usual, body_at, storage_at
+    return usual, 0, 0
 
 
 @cache

@@ -50,6 +50,7 @@ class Sight:
         self._variables.inspect(self._written)
         self._addresses = self._variables.addresses.copy()
         self._formats_found = self._variables.formats.copy()
+        self._found = self._variables.found()
         unread = np.flatnonzero(self._formats_found == LOOK_CLOSER).tolist()
         self._unread = [self._written[row] for row in unread]
         self._kinds_unread = list(map(_kind, self._unread))
@@ -83,8 +84,7 @@ class Sight:
         """Return whether parameters and state are where and what they were."""
         self._variables.inspect(self._written)
         return (
-            np.array_equal(self._variables.addresses, self._addresses)
-            and np.array_equal(self._variables.formats, self._formats_found)
+            self._variables.found() == self._found
             and list(map(_kind, self._unread)) == self._kinds_unread
         )
 
