@@ -17,7 +17,6 @@ from snapshots import bits
 
 import oneadam
 from oneadam._engines import threads
-from oneadam._engines.cpu.pieces import SHARE
 from oneadam.numpy import Adam
 
 FULL: dict[str, Any] = {
@@ -28,8 +27,8 @@ FULL: dict[str, Any] = {
     "use_ema": True,
     "gradient_accumulation_steps": 2,
 }
-# Large enough for several shares, and so for several threads.
-SIZES = (2 * SHARE + 3, 17, SHARE)
+# Large enough for three threads.
+SIZES = (2 * threads.WORTHWHILE + 3, 17, threads.WORTHWHILE)
 LIMIT = 60.0
 
 
@@ -109,51 +108,69 @@ def test_the_number_of_threads_may_change_during_steps() -> None:
     assert changes > 10
 
 
-class Pieces(list):
-    """Pieces of work whose number is asked for just when the number of threads changes."""
+class Work:
+    """Pieces that a kernel takes one by one, on whatever threads it is called."""
 
-    def __init__(self, count: int, threads_then: int) -> None:
-        super().__init__(range(count))
-        self.threads_then = threads_then
+    def __init__(self, count: int) -> None:
+        self.left = list(range(count))
+        self.done: list[int] = []
+        self.running = 0
+        self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        oneadam.set_num_threads(self.threads_then)
-        return super().__len__()
+    def kernel(self, task: int) -> None:
+        while self.left:
+            with self._lock:
+                if not self.left:
+                    return
+                piece = self.left.pop()
+                self.running += 1
+            try:
+                self.act(piece)
+                self.done.append(piece)
+            finally:
+                with self._lock:
+                    self.running -= 1
+
+    def act(self, piece: int) -> None:
+        threading.Event().wait(0.0002)
+
+    def run(self) -> None:
+        threads.together(self.kernel, 0, len(self.left) * threads.WORTHWHILE)
 
 
 @pytest.mark.parametrize("then", [1, 2, 9])
-def test_all_work_is_done_when_the_number_of_threads_changes_at_a_bad_moment(then: int) -> None:
-    done: list[int] = []
-    threads.share(Pieces(50, then), done.append)
-    assert sorted(done) == list(range(50))
+def test_all_work_is_done_when_the_number_of_threads_changes_at_a_bad_moment(
+    then: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Work(50)
+    monkeypatch.setattr(work, "act", lambda piece: oneadam.set_num_threads(then))
+    work.run()
+    assert sorted(work.done) == list(range(50))
 
 
-def test_an_error_in_one_piece_is_raised_when_all_threads_have_stopped() -> None:
-    running, lock = [0, 0], threading.Lock()
+def test_work_is_shared_if_there_is_enough_of_it() -> None:
+    for elements, most in ((threads.WORTHWHILE, 1), (2 * threads.WORTHWHILE, 2), (10**9, 3)):
+        together, alone = threading.Barrier(most), threading.Event()
+        callers: set[int] = set()
 
-    def act(piece: int) -> None:
-        with lock:
-            running[0] += 1
-        try:
-            if piece == 3:
-                raise KeyError(piece)
-            threading.Event().wait(0.001)
-        finally:
-            with lock:
-                running[0] -= 1
-                running[1] += 1
+        def kernel(
+            task: int,
+            together: threading.Barrier = together,
+            callers: set[int] = callers,
+        ) -> None:
+            callers.add(threading.get_ident())
+            together.wait(LIMIT)
 
-    with pytest.raises(KeyError, match="3"):
-        threads.share(range(40), act)
-    seen = list(running)
-    assert seen[0] == 0
-    threads.share(range(3), lambda piece: None)
-    assert running == seen, "pieces were worked on after the error was raised"
+        threads.together(kernel, 0, elements)
+        alone.wait(0.01)  # for one more to come, if it does
+        assert len(callers) == most
 
 
-def test_an_error_of_the_caller_stops_the_other_threads() -> None:
+def test_an_error_of_the_caller_is_raised_when_the_other_threads_have_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     oneadam.set_num_threads(2)
-    caller, helping, done = threading.current_thread(), threading.Event(), []
+    caller, helping, work = threading.current_thread(), threading.Event(), Work(200)
 
     def act(piece: int) -> None:
         if threading.current_thread() is caller:
@@ -161,13 +178,12 @@ def test_an_error_of_the_caller_stops_the_other_threads() -> None:
             raise KeyError(piece)
         helping.set()
         threading.Event().wait(0.0002)
-        done.append(piece)
 
+    monkeypatch.setattr(work, "act", act)
     with pytest.raises(KeyError):
-        threads.share(range(2000), act)
-    seen = len(done)
-    threading.Event().wait(0.05)
-    assert len(done) == seen < 2000, "pieces were worked on after the error"
+        work.run()
+    assert work.running == 0
+    assert len(work.done) == 199
 
 
 class Interrupted(ThreadPoolExecutor):
@@ -186,20 +202,20 @@ class Interrupted(ThreadPoolExecutor):
 def test_ctrl_c_leaves_no_thread_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "ThreadPoolExecutor", Interrupted)
     oneadam.set_num_threads(3)
-    at_work, left = threading.Event(), threading.Event()
+    left, work = threading.Event(), Work(8)
     late: list[int] = []
 
     def act(piece: int) -> None:
-        at_work.set()
-        # As long as a piece takes; cut short once the caller has gone.
-        left.wait(0.3)
+        left.wait(0.05)
         if left.is_set():
             late.append(piece)
 
+    monkeypatch.setattr(work, "act", act)
     with pytest.raises(KeyboardInterrupt):
-        threads.share(range(8), act)
+        work.run()
     left.set()
     threading.Event().wait(0.05)
+    assert work.running == 0
     assert late == [], "memory that the caller may free by now is still being used"
 
 
@@ -273,7 +289,7 @@ class TestFork:
         assert in_a_child(lambda: in_a_child(lambda: digest(trained(4)))) == wanted
 
     def test_forks_while_other_threads_are_stepping(self) -> None:
-        sizes, done = (3 * SHARE,), threading.Event()
+        sizes, done = (3 * threads.WORTHWHILE,), threading.Event()
         wanted = digest(trained(5, 2, sizes))
 
         def train() -> int:
@@ -452,35 +468,27 @@ def test_ctrl_c_during_steps(kind: str) -> None:
 def test_ctrl_c_is_raised_after_the_step_that_it_falls_into(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    real, interrupts = threads.together, threading.Event()
+
+    def together(*args: Any) -> None:
+        if interrupts.is_set():
+            signal.raise_signal(signal.SIGINT)
+        real(*args)
+        if interrupts.is_set():
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(threads, "together", together)
     variables, optimizer = started(6)
     optimizer.apply(gradients(variables, 0))
-    real = threads.share
-
-    def share(*args: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
-        real(*args)
-        signal.raise_signal(signal.SIGINT)
-
-    for module in _users_of(real):
-        monkeypatch.setattr(module, "share", share)
+    interrupts.set()
     with pytest.raises(KeyboardInterrupt):
         optimizer.apply(gradients(variables, 1))
-    monkeypatch.undo()
-    oneadam.set_num_threads(3)
+    interrupts.clear()
     first = optimizer.calls
     assert first in (1, 2)
     for call in range(first, 6):
         optimizer.apply(gradients(variables, call))
     assert bits(optimizer, variables) == trained(6)
-
-
-def _users_of(function: Any) -> list[Any]:
-    import sys
-
-    modules = [m for name, m in list(sys.modules.items()) if name.startswith("oneadam.")]
-    users = [m for m in modules if getattr(m, "share", None) is function]
-    assert users
-    return users
 
 
 def test_the_handler_of_ctrl_c_is_put_back() -> None:

@@ -15,7 +15,7 @@ Team = Callable[[Kernel, int, int], None]
 """Runs a kernel on several threads, as `together` does."""
 
 # Elements, for a thread to take longer over them than over waking up.
-_WORTHWHILE = 131_072
+WORTHWHILE = 131_072
 
 
 def _usable_cores() -> int:
@@ -108,7 +108,7 @@ def together(kernel: Kernel, task: int, elements: int) -> None:
         elements: how many there are in it.
     """
     pool = _pool  # which another thread may replace at any moment
-    threads = min(pool.threads, elements // _WORTHWHILE)
+    threads = min(pool.threads, elements // WORTHWHILE)
     if threads <= 1:
         kernel(task)
         return

@@ -19,7 +19,7 @@ from oneadam._engines import threads
 from oneadam._engines.cpu.compiled import address_of
 
 # Elements that PyTorch, too, would share among threads.
-_WORTHWHILE = 65_536
+WORTHWHILE = 65_536
 
 _is_forked = False
 
@@ -47,7 +47,7 @@ def together(kernel: threads.Kernel, task: int, elements: int) -> None:
         threads.together(kernel, task, elements)
         return
     team = min(torch.get_num_threads(), threads.get_num_threads())
-    if team == 1 or elements < _WORTHWHILE:
+    if team == 1 or elements < WORTHWHILE:
         kernel(task)
     else:
         parallel(address_of(kernel), task, team, 0)
