@@ -9,6 +9,7 @@ loads and stores, which are vectorised. Addresses are looked up once, outside of
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -42,6 +43,7 @@ _WORD = np.float32(0)
 _ONE = np.float32(1)
 _TEAMS = {"numpy": together, "torch": team.together}
 _TASK = types.void(types.CPointer(types.int64))
+_Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 @njit(error_model="numpy")
@@ -162,20 +164,20 @@ class _Launch:
         self._sums = Table(np.empty(len(self._pieces.table.array), np.float32))
         self._team = _TEAMS[door]
 
-    def run(self, kernel: Callable[[int], object], *, backwards: bool = False) -> None:
+    def run(self, kernel, *, backwards: bool = False) -> None:
         """Run a kernel on all pieces."""
         task = np.zeros(WORDS, np.int64)
         task[SHARES] = len(self._pieces.edges.array) - 1
         task[BACKWARDS] = backwards
         task[EDGES], task[PIECES] = self._pieces.edges.address, self._pieces.table.address
         task[TABLE], task[SUMS] = self._table.address, self._sums.address
-        self._team(kernel, task.ctypes.data, self._pieces.elements)
+        self._team(_Kernel(kernel.address), task.ctypes.data, self._pieces.elements)
 
 
 def step(sizes: Sequence[int], door: str = "numpy") -> Callable[[], None]:
     """Return what moves the 28 bytes per element of a float32 step."""
     launch = _Launch((PARAM, GRAD, MOMENTUM, VELOCITY), sizes, door)
-    return lambda: launch.run(_move.ctypes)
+    return lambda: launch.run(_move)
 
 
 def recipe(sizes: Sequence[int], door: str = "numpy") -> Callable[[], None]:
@@ -183,8 +185,8 @@ def recipe(sizes: Sequence[int], door: str = "numpy") -> Callable[[], None]:
     launch = _Launch((PARAM, GRAD, MOMENTUM, VELOCITY, AVERAGE), sizes, door)
 
     def run() -> None:
-        launch.run(_read.ctypes)
-        launch.run(_move_with_average.ctypes, backwards=True)
+        launch.run(_read)
+        launch.run(_move_with_average, backwards=True)
 
     return run
 
@@ -195,10 +197,10 @@ def bfloat16(sizes: Sequence[int]) -> Callable[[], None]:
     Sizes are even.
     """
     launch = _Launch((MOMENTUM, VELOCITY), sizes, "numpy", halves=(PARAM, GRAD))
-    return lambda: launch.run(_move_halves.ctypes)
+    return lambda: launch.run(_move_halves)
 
 
 def accumulation(sizes: Sequence[int]) -> Callable[[], None]:
     """Return what moves the 12 bytes per element of adding gradients up."""
     launch = _Launch((GRAD, ACCUMULATOR), sizes, "numpy")
-    return lambda: launch.run(_add.ctypes)
+    return lambda: launch.run(_add)

@@ -76,7 +76,8 @@ def get_num_threads() -> int:
 def set_num_threads(n: int) -> None:
     """Set how many threads share a step on the CPU, the calling thread included.
 
-    Results do not depend on it, to the last bit.
+    Results do not depend on it, to the last bit. Through PyTorch's door the threads are PyTorch's,
+    as many as both this and `torch.set_num_threads` allow.
 
     Args:
         n: int >= 1; the default is the number of cores that this process may use.
