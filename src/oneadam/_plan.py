@@ -77,10 +77,24 @@ def _update(hyperparameters: Hyperparameters, counters: Counters, divisor: int, 
     return Call(True, divisor, overwrite, Counters(calls, updates, 0, counters.skipped_calls))
 
 
+class Weights(NamedTuple):
+    """What an update needs of a beta; a number, or a column, each."""
+
+    complement: Any
+    """1 - beta."""
+    logarithm: Any
+    """log(beta), minus infinity for zero."""
+    kept: Any
+    """What is kept of the moment."""
+    compared: Any
+    """What the gradient is compared with."""
+
+
 class Settings(NamedTuple):
     """What an update is computed with: numbers, or columns with one for each variable."""
 
     rates: Rates
+    """The betas may be their weights."""
     epsilon: Any
     weight_decay: Any
     epsilon_hat: bool
@@ -109,31 +123,35 @@ def scalars(
         steps: t for each variable, this update included; or one for all.
         decayed: bool, which variables decay.
         averaged: bool, which variables have a moving average already; the others start theirs.
-        grad_scales: float64, what the sum of the window is multiplied by.
+        grad_scales: float64, what the sum of the window is multiplied by; or a pair of what
+            it is multiplied by one after the other, each a normal number.
         xp: the namespace of the columns.
     """
     (learning_rate, beta_1, beta_2), epsilon = settings.rates, settings.epsilon
     decayed, averaged, grad_scales = (
         _once(column, xp) for column in (decayed, averaged, grad_scales)
     )
-    correction_1 = _bias_correction(beta_1, steps, xp)
-    root_of_correction_2 = xp.sqrt(_bias_correction(beta_2, steps, xp))
-    grad_scale, grad_scale_power = split(grad_scales, xp)
-    kept_1, compared_1 = _weights(beta_1, xp)
-    kept_2, compared_2 = _weights(beta_2, xp)
+    first, second = (
+        beta if isinstance(beta, Weights) else weights(beta, xp) for beta in (beta_1, beta_2)
+    )
+    # 1 - beta**t without the cancellation of the plain formula.
+    correction_1 = -xp.expm1(steps * first.logarithm)
+    root_of_correction_2 = xp.sqrt(-xp.expm1(steps * second.logarithm))
+    pair = grad_scales if isinstance(grad_scales, tuple) else split(grad_scales, xp)
+    grad_scale, grad_scale_power = pair
     return Scalars(
         grad_scale=grad_scale,
         grad_scale_power=grad_scale_power,
-        one_minus_beta_1=1.0 - beta_1,
-        one_minus_beta_2=1.0 - beta_2,
+        one_minus_beta_1=first.complement,
+        one_minus_beta_2=second.complement,
         step_size=learning_rate * root_of_correction_2 / correction_1,
         epsilon=epsilon if settings.epsilon_hat else epsilon * root_of_correction_2,
         one_minus_ema_momentum=xp.where(averaged, 1.0 - settings.ema_momentum, 1.0),
         decay=xp.where(decayed, settings.weight_decay * learning_rate, 0.0),
-        kept_1=kept_1,
-        compared_1=compared_1,
-        kept_2=kept_2,
-        compared_2=compared_2,
+        kept_1=first.kept,
+        compared_1=first.compared,
+        kept_2=second.kept,
+        compared_2=second.compared,
     )
 
 
@@ -156,18 +174,17 @@ def _once(column: Any, xp: Any) -> Any:
     )
 
 
-def _weights(beta: Any, xp: Any) -> tuple[Any, Any]:
-    """Return what is kept of a moment, and what of it the gradient is compared with."""
+def weights(beta: Any, xp: Any = np) -> Weights:
+    """Return what an update needs of a beta, a number or a column."""
     if isinstance(beta, float):
-        return (1.0, 1.0) if beta >= 0.5 else (beta, 0.0)
-    return xp.where(beta >= 0.5, 1.0, beta), xp.where(beta >= 0.5, 1.0, 0.0)
-
-
-def _bias_correction(beta: Any, steps: Any, xp: Any) -> Any:
-    """Return 1 - beta**t without the cancellation of the plain formula."""
-    if isinstance(beta, float):
-        return -xp.expm1(steps * (math.log(beta) if beta > 0.0 else -math.inf))
-    return xp.where(beta > 0.0, -xp.expm1(steps * xp.log(xp.where(beta > 0.0, beta, 1.0))), 1.0)
+        logarithm = math.log(beta) if beta > 0.0 else -math.inf
+        return Weights(1.0 - beta, logarithm, *((1.0, 1.0) if beta >= 0.5 else (beta, 0.0)))
+    is_zero = beta <= 0.0
+    logarithm = xp.where(is_zero, -math.inf, xp.log(xp.where(is_zero, 1.0, beta)))
+    is_large = beta >= 0.5
+    return Weights(
+        1.0 - beta, logarithm, xp.where(is_large, 1.0, beta), xp.where(is_large, 1.0, 0.0)
+    )
 
 
 def split(scale: Any, xp: Any = np) -> tuple[Any, Any]:
