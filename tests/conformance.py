@@ -263,7 +263,9 @@ class Run:
             skipped = door.metrics()["skipped_calls"]
             found["metrics()[skipped_calls]"] = (oracle.skipped_calls, skipped)
         for what, (wanted, answer) in found.items():
-            if answer is None or not math.isclose(float(answer), wanted, rel_tol=1e-15):
+            # A door may keep numbers in float32.
+            precision = getattr(door, "precision", 1e-15)
+            if answer is None or not math.isclose(float(answer), wanted, rel_tol=precision):
                 raise ConformanceError(f"{place}: {what} is {answer}, the definition has {wanted}")
 
     def _compare_state(
@@ -282,6 +284,10 @@ class Run:
         dtype = "float32" if self.shares_a_float32_norm(key) else self.oracle.dtypes[key]
         limit = allowed(what, dtype, self.oracle.updates, self.preparation())
         off = spacings_off(answer, numbers, self.reach.largest[key, what], unit(what, dtype))
+        if getattr(self.door, "flushes_subnormals", False):
+            # Every product and sum may lose as much as the smallest normal number.
+            lost = self.oracle.updates * float(np.finfo(self.oracle.compute_dtype(key)).tiny)
+            off = np.where(np.abs(np.array(flat(answer)) - np.array(numbers)) <= lost, 0.0, off)
         if off.size and off.max() > limit:
             i = int(off.argmax())
             raise ConformanceError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 from conformance import Run, check, run
-from hypothesis import given
+from hypothesis import assume, given, settings
 from oracle import norm
 from scenarios import (
     ByCalls,
@@ -42,32 +43,96 @@ def torch_door() -> Any:
     return torch_as_numpy
 
 
-@pytest.fixture(params=["numpy", "torch", "torch as on a device"], scope="module")
-def door(request: pytest.FixtureRequest) -> Iterator[Any]:
+def jax_door() -> Any:
+    """The JAX door, behind the interface of the NumPy door."""
+    pytest.importorskip("jax")
+    import jax_as_numpy
+
+    return jax_as_numpy
+
+
+READY = ("numpy", "torch", "torch as on a device")
+COMPILED = ("jax", "jax with 64 bits")
+
+
+@contextmanager
+def opened(name: str) -> Iterator[Any]:
     """A module with `Adam` and `LossScaleOptimizer`."""
-    if request.param == "numpy":
+    if name == "numpy":
         yield numpy_door
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "torch as on a device":
-            pytest.importorskip("torch")
-            patch.setattr("oneadam._engines.torch.tensors.is_host", lambda device: False)
-        yield torch_door()
+    elif name.startswith("jax"):
+        found = jax_door()
+        import jax
+
+        with jax.enable_x64("64" in name):
+            yield found
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "torch as on a device":
+                pytest.importorskip("torch")
+                patch.setattr("oneadam._engines.torch.tensors.is_host", lambda device: False)
+            yield torch_door()
+
+
+@pytest.fixture(params=[*READY, *COMPILED], scope="module")
+def door(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Every door."""
+    with opened(request.param) as found:
+        yield found
+
+
+@pytest.fixture(params=READY, scope="module")
+def ready_door(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The doors whose steps are there already."""
+    with opened(request.param) as found:
+        yield found
+
+
+@pytest.fixture(params=COMPILED, scope="module")
+def compiled_door(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The doors that compile a step for each set of options and shapes, which takes a second."""
+    with opened(request.param) as found:
+        yield found
+
+
+def is_possible(door: Any, scenario: Scenario) -> bool:
+    """Whether a door has what the scenario asks for."""
+    return not hasattr(door, "can") or bool(door.can(scenario))
 
 
 def through(door: Any, scenario: Scenario, **options: Any) -> Run:
     """Takes a door through a scenario."""
+    if not is_possible(door, scenario):
+        pytest.skip("JAX has no float64 unless it is told to")
     return run(door.Adam, scenario, wrap=door.LossScaleOptimizer, **options)
 
 
 @given(scenarios())
-def test_agrees_whatever_is_drawn(door: Any, scenario: Scenario) -> None:
-    check(door.Adam, scenario)
+def test_agrees_whatever_is_drawn(ready_door: Any, scenario: Scenario) -> None:
+    check(ready_door.Adam, scenario)
 
 
 @given(scenarios(loss_scale=True))
-def test_agrees_under_a_dynamic_loss_scale_whatever_is_drawn(door: Any, scenario: Scenario) -> None:
-    check(door.Adam, scenario, wrap=door.LossScaleOptimizer)
+def test_agrees_under_a_dynamic_loss_scale_whatever_is_drawn(
+    ready_door: Any, scenario: Scenario
+) -> None:
+    check(ready_door.Adam, scenario, wrap=ready_door.LossScaleOptimizer)
+
+
+@settings(max_examples=20)
+@given(scenarios())
+def test_agrees_compiled_whatever_is_drawn(compiled_door: Any, scenario: Scenario) -> None:
+    assume(is_possible(compiled_door, scenario))
+    check(compiled_door.Adam, scenario)
+
+
+@settings(max_examples=10)
+@given(scenarios(loss_scale=True))
+def test_agrees_compiled_under_a_dynamic_loss_scale_whatever_is_drawn(
+    compiled_door: Any, scenario: Scenario
+) -> None:
+    assume(is_possible(compiled_door, scenario))
+    check(compiled_door.Adam, scenario, wrap=compiled_door.LossScaleOptimizer)
 
 
 @pytest.mark.parametrize(

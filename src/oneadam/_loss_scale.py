@@ -92,10 +92,14 @@ def warning(state: LossScale) -> str | None:
     """Return what to warn of after a call with an inf or NaN, if there is anything."""
     if state.skipped_in_a_row != SKIPS_BEFORE_WARNING:
         return None
+    return too_many_skips(state.skipped_in_a_row, state.scale)
+
+
+def too_many_skips(skipped_in_a_row: int, scale: float) -> str:
+    """Say how many calls in a row were skipped."""
     return (
-        f"{state.skipped_in_a_row} calls in a row had an inf or NaN in a gradient and were"
-        f" skipped; the loss scale has come down to {state.scale}. The model itself is likely to"
-        " give NaN"
+        f"{skipped_in_a_row} calls in a row had an inf or NaN in a gradient and were skipped; the"
+        f" loss scale has come down to {scale}. The model itself is likely to give NaN"
     )
 
 

@@ -93,8 +93,8 @@ class Weights(NamedTuple):
 class Settings(NamedTuple):
     """What an update is computed with: numbers, or columns with one for each variable."""
 
-    rates: Rates
-    """The betas may be their weights."""
+    rates: tuple[Any, Any, Any]
+    """`Rates`; the betas may be their weights."""
     epsilon: Any
     weight_decay: Any
     epsilon_hat: bool

@@ -1,0 +1,139 @@
+"""The dynamic loss scale as a transformation around another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from oneadam import _loss_scale
+from oneadam._loss_scale import Settings
+from oneadam.jax import _numbers, _shards, _trees, _within
+from oneadam.jax._adam import Adam, with_absences
+from oneadam.jax._state import AdamState, LossScaleState
+
+Array = Any
+Tree = Any
+
+
+class LossScale:
+    """What `oneadam.jax.loss_scale` is made of.
+
+    Args:
+        inner: the transformation that takes the unscaled gradients.
+        settings: the arguments.
+    """
+
+    def __init__(self, inner: Any, settings: Settings) -> None:
+        self.inner = optax.with_extra_args_support(inner)
+        self.settings = settings
+        found = made_of(inner)
+        self.adam = found if isinstance(found, Adam) else None
+        if self.adam is not None:
+            _loss_scale.check_inner(self.adam.own.value("loss_scale_factor"))
+
+    def transformation(self) -> optax.GradientTransformationExtraArgs:
+        """Return the pair of functions that optax knows."""
+        return optax.GradientTransformationExtraArgs(self.init, self.update)
+
+    def init(self, params: Tree) -> LossScaleState:
+        """Return the state at the beginning."""
+        numbers = LossScaleState(
+            scale=_numbers.number(self.settings.initial_scale),
+            finite_calls=jnp.zeros((), np.int32),
+            skipped_in_a_row=jnp.zeros((), np.int32),
+            skipped_calls=_numbers.counter(),
+            inner=None,
+        )
+        placed: LossScaleState = _trees.beside(numbers, params)
+        return placed._replace(inner=self.inner.init(params))
+
+    def update(
+        self, grads: Tree, state: LossScaleState, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[Tree, LossScaleState]:
+        """Return what is to be added to the parameters, and the next state."""
+        state = _ready(state, grads, params)
+
+        def taken(unscaled: Tree) -> tuple[Tree, Any]:
+            result: tuple[Tree, Any] = self.inner.update(
+                unscaled, state.inner, params, **extra_args
+            )
+            return result
+
+        return self._taken(
+            grads, state, taken, lambda updates: jax.tree.map(_trees.zeros_beside, updates)
+        )
+
+    def step(self, grads: Tree, state: LossScaleState, params: Tree) -> tuple[Tree, LossScaleState]:
+        """Return the next parameters and the next state."""
+        state = _ready(state, grads, params)
+        return self._taken(
+            grads,
+            state,
+            lambda unscaled: stepped(self.inner, unscaled, state.inner, params),
+            lambda _: params,
+        )
+
+    def _taken(
+        self,
+        grads: Tree,
+        state: LossScaleState,
+        taken: Callable[[Tree], tuple[Tree, Any]],
+        skipped: Callable[[Tree], Tree],
+    ) -> tuple[Tree, LossScaleState]:
+        flags = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]
+        finite = ~_shards.anywhere(~jnp.stack(flags).all()) if flags else jnp.asarray(True)
+
+        def unscaled() -> Tree:
+            return jax.tree.map(lambda leaf: _unscaled(leaf, state.scale), grads)
+
+        # Of the shapes that the other branch is to return.
+        result = jax.eval_shape(lambda: taken(unscaled()))[0]
+        result, inner = jax.lax.cond(
+            finite, lambda: taken(unscaled()), lambda: (skipped(result), state.inner)
+        )
+        return result, _next(state, finite, self.settings)._replace(inner=inner)
+
+
+def _ready(state: LossScaleState, grads: Tree, params: Tree | None) -> LossScaleState:
+    """Return the state with the structure that it will have, skipped or not."""
+    if len(jax.tree.leaves(grads)) >= len(jax.tree.leaves(params)):
+        return state
+    return state._replace(inner=_within.in_each(state.inner, AdamState, with_absences))
+
+
+def made_of(transformation: Any) -> Adam | LossScale | None:
+    """Return what a transformation is made of, None if it is not one of ours."""
+    found = getattr(getattr(transformation, "update", None), "__self__", None)
+    return found if isinstance(found, (Adam, LossScale)) else None
+
+
+def stepped(transformation: Any, grads: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+    """Return the parameters after a call, exactly where the transformation is one of ours."""
+    found = made_of(transformation)
+    if found is not None:
+        return found.step(grads, state, params)
+    updates, state = transformation.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def _unscaled(leaf: Array, scale: Array) -> Array:
+    computed = jnp.promote_types(leaf.dtype, np.float32)
+    return leaf.astype(computed) / scale.astype(computed)
+
+
+def _next(state: LossScaleState, finite: Array, settings: Settings) -> LossScaleState:
+    grows = finite & (state.finite_calls + 1 >= settings.dynamic_growth_steps)
+    larger = jnp.minimum(state.scale * 2.0, _loss_scale.MAXIMUM_SCALE)
+    smaller = jnp.maximum(state.scale / 2.0, settings.minimum_scale)
+    row = jnp.minimum(state.skipped_in_a_row, 2**31 - 2) + 1
+    return state._replace(
+        scale=jnp.where(finite, jnp.where(grows, larger, state.scale), smaller),
+        finite_calls=jnp.where(finite & ~grows, state.finite_calls + 1, 0),
+        skipped_in_a_row=jnp.where(finite, 0, row),
+        skipped_calls=_numbers.counted(state.skipped_calls, ~finite),
+    )
