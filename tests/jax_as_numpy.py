@@ -107,12 +107,12 @@ class Adam:
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        if callable(value):
+        if callable(value) or callable(self.config.get("learning_rate")):
             # Another function is another transformation.
             self.config = {**self.config, "learning_rate": value}
             self.transformation = self.made()
             self.compile()
-        else:
+        if not callable(value):
             self.state = door.set_learning_rate(self.state, value)
 
 
