@@ -57,5 +57,5 @@ $(VENV)/.installed-torch: $(PINS) | $(VENV)/.made
 
 $(VENV)/.installed-all: $(PINS) | $(VENV)/.made
 	@echo "Installing oneadam, its tools and all frameworks into $(VENV), once; some minutes."
-	@$(PIP) torch==2.13.0 jax -e '.[cli,lightning,transformers,test,dev]'
+	@$(PIP) torch==2.13.0 flax equinox orbax-checkpoint -e '.[cli,jax,lightning,transformers,test,dev]'
 	@touch $(VENV)/.installed-demo $(VENV)/.installed-torch $@
