@@ -22,6 +22,7 @@ NEEDS = {
     "oneadam.torch.integrations.transformers": "transformers",
     "oneadam._engines.torch": "torch",
     "oneadam.cli.torch_training": "torch",
+    "oneadam.jax": "jax",
 }
 """The frameworks that modules import."""
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -84,11 +85,11 @@ def run_code(code: str, folder: Path, *switches: str) -> str:
     return run.stderr
 
 
-@pytest.mark.parametrize(("block", "framework"), [(0, "numpy"), (1, "torch")])
+@pytest.mark.parametrize(("block", "framework"), [(0, "numpy"), (1, "torch"), (2, "jax")])
 def test_the_code_in_the_readme_runs(tmp_path, block, framework):
     pytest.importorskip(framework)
     blocks = code_in(README)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert run_code(blocks[block], tmp_path, "-W", "error") == ""
 
 
@@ -108,6 +109,13 @@ def test_the_code_in_the_guide_to_pytorch_runs(tmp_path):
     # Torch itself warns of parts of torch.
     said = run_code(ONE_PROCESS + "".join(blocks) + AT_THE_END, tmp_path)
     assert "oneadam" not in said
+
+
+def test_the_code_in_the_guide_to_jax_runs(tmp_path):
+    pytest.importorskip("jax")
+    blocks = code_in(README.parent / "docs" / "jax.md")
+    assert len(blocks) == 2
+    assert run_code("".join(blocks), tmp_path, "-W", "error") == ""
 
 
 def test_the_rule_stands_in_the_documentation_word_for_word():
