@@ -5,6 +5,7 @@ Every call is compiled; what it returns is written into the arrays.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -18,11 +19,20 @@ from oneadam._hyperparameters import Hyperparameters, learning_rate_now
 
 
 def can(scenario: Scenario) -> bool:
-    """Whether there may be such parameters and such an answer to an inf or NaN."""
-    is_wide = any(variable.dtype == "float64" for variable in scenario.variables)
-    return (not is_wide or jax.config.jax_enable_x64) and (
-        scenario.config.get("on_nonfinite") != "raise"
-    )
+    """Whether there may be parameters of such dtypes, and such an answer to an inf or NaN."""
+    return scenario == fitting(scenario)
+
+
+def fitting(scenario: Scenario) -> Scenario:
+    """The scenario, with what JAX does not have exchanged for what comes next to it."""
+    variables = scenario.variables
+    if not jax.config.jax_enable_x64:
+        narrower = {"float64": "float32"}
+        variables = tuple(replace(v, dtype=narrower.get(v.dtype, v.dtype)) for v in variables)
+    config = dict(scenario.config)
+    if config.get("on_nonfinite") == "raise":
+        config["on_nonfinite"] = "skip"
+    return replace(scenario, variables=variables, config=config)
 
 
 class Adam:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conformance import Run, check, run
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from oracle import norm
 from scenarios import (
     ByCalls,
@@ -119,20 +119,20 @@ def test_agrees_under_a_dynamic_loss_scale_whatever_is_drawn(
     check(ready_door.Adam, scenario, wrap=ready_door.LossScaleOptimizer)
 
 
-@settings(max_examples=20)
+# A second or more for each, and more where gradients are None here and there.
+@settings(max_examples=8)
 @given(scenarios())
 def test_agrees_compiled_whatever_is_drawn(compiled_door: Any, scenario: Scenario) -> None:
-    assume(is_possible(compiled_door, scenario))
-    check(compiled_door.Adam, scenario)
+    check(compiled_door.Adam, compiled_door.fitting(scenario))
 
 
-@settings(max_examples=10)
+@settings(max_examples=4)
 @given(scenarios(loss_scale=True))
 def test_agrees_compiled_under_a_dynamic_loss_scale_whatever_is_drawn(
     compiled_door: Any, scenario: Scenario
 ) -> None:
-    assume(is_possible(compiled_door, scenario))
-    check(compiled_door.Adam, scenario, wrap=compiled_door.LossScaleOptimizer)
+    fitting = compiled_door.fitting(scenario)
+    check(compiled_door.Adam, fitting, wrap=compiled_door.LossScaleOptimizer)
 
 
 @pytest.mark.parametrize(
