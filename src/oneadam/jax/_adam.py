@@ -72,11 +72,12 @@ class Adam:
         h = self.own.checked
         _trees.check_parameters(params)
         for name, leaf in _trees.named(params).items():
-            hyper.check_compute_dtype(h, arrays.compute_dtype(leaf, jnp), name)
-        clips = any(self.own.value(name) is not None for name in ("clipnorm", "global_clipnorm"))
+            dtype = arrays.compute_dtype(_trees.as_array(leaf), jnp)
+            hyper.check_compute_dtype(h, dtype, name)
+        used = self._optional()
 
-        def tree(is_used: bool) -> Tree:
-            return jax.tree.map(_trees.zeros, params) if is_used else None
+        def tree(name: str) -> Tree:
+            return jax.tree.map(_trees.zeros, params) if used.get(name, True) else None
 
         numbers = AdamState(
             calls=_numbers.counter(),
@@ -85,8 +86,8 @@ class Adam:
             accumulated_calls=jnp.zeros((), np.int32),
             averaged=jnp.zeros((), np.bool_),
             rates=_rates.first(self.own),
-            gradient_norm=_numbers.number(0.0) if clips or h.on_nonfinite == "skip" else None,
-            clip_scale=_numbers.number(1.0) if clips else None,
+            gradient_norm=_numbers.number(0.0) if used["gradient_norm"] else None,
+            clip_scale=_numbers.number(1.0) if used["clip_scale"] else None,
             absences=None,
             momentum=None,
             velocity=None,
@@ -95,13 +96,37 @@ class Adam:
             gradient_accumulator=None,
         )
         placed: AdamState = _trees.beside(numbers, params)
-        return placed._replace(
-            momentum=tree(True),
-            velocity=tree(True),
-            velocity_hat=tree(h.amsgrad),
-            average=tree(h.use_ema),
-            gradient_accumulator=tree(self.window > 1),
-        )
+        return placed._replace(**{name: tree(name) for name in TREES.values()})
+
+    def _optional(self) -> dict[str, bool]:
+        """Return which of the optional parts of the state there are."""
+        h = self.own.checked
+        clips = any(self.own.value(name) is not None for name in ("clipnorm", "global_clipnorm"))
+        return {
+            "gradient_norm": clips or h.on_nonfinite == "skip",
+            "clip_scale": clips,
+            "velocity_hat": h.amsgrad,
+            "average": h.use_ema,
+            "gradient_accumulator": self.window > 1,
+        }
+
+    def _check_state(self, state: Any) -> None:
+        if not isinstance(state, AdamState):
+            raise TypeError(
+                f"state must be an AdamState, received {type(state).__name__}; make it with"
+                " init(params)"
+            )
+        others = [
+            f"{'without' if is_used else 'with'} {name}"
+            for name, is_used in self._optional().items()
+            if is_used == (getattr(state, name) is None)
+        ]
+        if others:
+            raise ValueError(
+                "state must be that of this transformation, received one"
+                f" {' and '.join(others)}; make it with init(params), or take another one's over"
+                " with state_dict and load_state_dict"
+            )
 
     def update(
         self, grads: Tree, state: AdamState, params: Tree | None = None, **extra_args: Any
@@ -118,9 +143,12 @@ class Adam:
         leaves, given = _trees.checked(jax.tree.map(lambda _: None, params), params)
         if self.window == 1 or not leaves:
             return params, state
-        state = state._replace(rates=_rates.now(self.own, state.calls, state.rates))
-        call = _Call(_rows(leaves, given, state), state, None)
-        after, state = self._updated_if(state.accumulated_calls > 0, call, 0, _value)
+        self._check_state(state)
+        is_open = state.accumulated_calls > 0
+        rates = _rates.now(self.own, state.calls, state.rates)
+        state = state._replace(rates=_where(is_open, rates, state.rates))
+        call = _Call(_rows(params, given, state), state, None)
+        after, state = self._updated_if(is_open, call, 0, _value)
         return _trees.rebuilt(params, after), state
 
     def _taken(
@@ -133,10 +161,11 @@ class Adam:
         leaves, given = _trees.checked(grads, params)
         if not leaves:
             return params, state
+        self._check_state(state)
         self._check_present(_trees.names(params), given)
         rates = _rates.now(self.own, state.calls, state.rates)
         before = _counting_absences(state._replace(rates=rates), given)
-        call, is_done = _Call(_rows(leaves, given, state), before, None), None
+        call, is_done = _Call(_rows(params, given, state), before, None), None
         if self.own.checked.on_nonfinite == "skip":
             norms = _update.measured(self.own, call.rows)
             assert norms is not None
@@ -262,11 +291,13 @@ def _value(old: Array, new: Array) -> Array:
 
 
 def _where(condition: Array, after: Tree, before: Tree) -> Tree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), after, before)
+    return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), after, before)
 
 
 def _emptied_if_closed(sums: Tree, state: AdamState) -> Tree:
-    """Return the accumulators as they are, or zeros after an update."""
+    """Return the accumulators as they are, or zeros after an update; None if there are none."""
+    if sums is None:
+        return None
     is_closed = state.accumulated_calls == 0
     # What is asked again is known, but lets the zeros be written in place.
     return jax.lax.cond(
@@ -295,19 +326,15 @@ def _present(rows: Sequence[Buffers]) -> Array:
     return jnp.asarray([row.grad is not None for row in rows])
 
 
-def _rows(leaves: Leaves, given: Leaves, state: AdamState) -> list[Buffers]:
+def _rows(params: Tree, given: Leaves, state: AdamState) -> list[Buffers]:
+    """Return what each parameter has, from trees that must have the same paths and shapes."""
+    leaves = [_trees.as_array(leaf) for leaf in jax.tree.leaves(params)]
     columns: dict[str, Leaves] = {"param": leaves, "grad": given}
     for field, name in TREES.items():
         tree = getattr(state, name)
+        if tree is not None:
+            _trees.check_alike(name, tree, params)
         columns[field] = [None] * len(leaves) if tree is None else jax.tree.leaves(tree)
-    shapes = [[getattr(leaf, "shape", None) for leaf in column]
-              for column in (leaves, columns["momentum"])]  # fmt: skip
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"state must be that of these parameters, received one of {len(shapes[1])} with the"
-            f" shapes {shapes[1][:10]} for {len(shapes[0])} with {shapes[0][:10]}; make it with"
-            " init(params)"
-        )
     return [
         Buffers(**dict(zip(columns, row, strict=True)))
         for row in zip(*columns.values(), strict=True)

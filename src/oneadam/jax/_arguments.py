@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,8 +12,6 @@ from oneadam._hyperparameters import Hyperparameters
 
 SPELLINGS = {"beta_1": "b1", "beta_2": "b2", "epsilon": "eps"}
 """optax's names, by ours."""
-
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Hyperparameters)}
 
 _MAY_BE_TRACED = {
     "learning_rate": 0.001,
@@ -46,11 +44,12 @@ class Arguments:
         return self.arrays.get(name, getattr(self.checked, name))
 
 
-def arguments(given: Mapping[str, Any]) -> Arguments:
+def arguments(given: Mapping[str, Any], defaults: Sequence[Any]) -> Arguments:
     """Return the arguments that every door has, from those of this one.
 
     Args:
         given: by name; None for what of optax's names is not given.
+        defaults: the very objects that stand for what is not given of our names.
 
     Raises:
         TypeError, ValueError: one of them is of another kind or out of range, or is given in
@@ -61,10 +60,11 @@ def arguments(given: Mapping[str, Any]) -> Arguments:
     for ours, theirs in SPELLINGS.items():
         value = values.pop(theirs)
         if value is not None:
-            if values[ours] is not _DEFAULTS[ours]:
+            if not any(values[ours] is default for default in defaults):
                 raise ValueError(
                     f"{theirs} must not be given together with {ours}, which is the same, received"
-                    f" {value!r} and {values[ours]!r}; leave one of them out"
+                    f" {value!r} and {values[ours]!r}; leave one of them out (under"
+                    f" optax.inject_hyperparams {theirs}: it always gives {ours})"
                 )
             values[ours] = value
     arrays = {name: value for name, value in values.items() if isinstance(value, jax.Array)}
@@ -93,14 +93,17 @@ def _in_place_of(name: str, array: Any) -> float:
             " pass a plain value, or name it in static_args of optax.inject_hyperparams"
         )
     if array.ndim:
-        raise ValueError(f"{name} must be a number, received an array of shape {array.shape}")
+        raise ValueError(
+            f"{name} must be a number, received an array of shape {array.shape}; pass one of shape"
+            " (), or map over transformations with jax.vmap"
+        )
     return _MAY_BE_TRACED[name]
 
 
 def _axes(given: str | Iterable[str] | None) -> tuple[str, ...] | None:
     if given is None:
         return None
-    axes = (given,) if isinstance(given, str) else tuple(given)
+    axes = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
     if not all(isinstance(axis, str) for axis in axes):
         raise TypeError(
             f"sharded_over must be the name of an axis, or several, received {given!r}; pass for"

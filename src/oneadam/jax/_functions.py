@@ -18,7 +18,7 @@ from oneadam._hyperparameters import Rates as PlainRates
 from oneadam._metrics import metrics as plain_metrics
 from oneadam._plan import Counters
 from oneadam._warnings import warn
-from oneadam.jax import _numbers, _saved, _within
+from oneadam.jax import _numbers, _saved, _trees, _within
 from oneadam.jax._adam import with_absences
 from oneadam.jax._loss_scale import stepped
 from oneadam.jax._making import ours
@@ -66,9 +66,15 @@ def expect_absences(state: Tree) -> Tree:
     return _within.in_each(state, AdamState, with_absences)
 
 
-def scale_loss(state: LossScaleState, loss: Any) -> Any:
-    """Return the loss times the scale, to take gradients of."""
-    return loss * state.scale.astype(loss.dtype)
+def scale_loss(state: Tree, loss: Any) -> Any:
+    """Return the loss times the scale, to take gradients of.
+
+    Args:
+        state: of `loss_scale`, or of anything that it is a part of.
+        loss: a number, whose dtype the result has.
+    """
+    loss = jnp.asarray(loss)
+    return loss * _within.only(state, LossScaleState).scale.astype(loss.dtype)
 
 
 def set_learning_rate(state: Tree, learning_rate: Any) -> Tree:
@@ -82,9 +88,13 @@ def set_learning_rate(state: Tree, learning_rate: Any) -> Tree:
         learning_rate = _arguments.number("learning_rate", learning_rate, _arguments.LEARNING_RATE)
     _within.found(state, AdamState)
     rate = _numbers.number(learning_rate)
-    return _within.in_each(
-        state, AdamState, lambda own: own._replace(rates=own.rates._replace(learning_rate=rate))
-    )
+
+    def with_rate(own: AdamState) -> AdamState:
+        # Elsewhere it would be another kind of argument to compiled code.
+        placed = _trees.placed(rate, own.rates.learning_rate)
+        return own._replace(rates=own.rates._replace(learning_rate=placed))
+
+    return _within.in_each(state, AdamState, with_rate)
 
 
 def averaged(state: Tree, params: Tree) -> Tree:

@@ -29,6 +29,11 @@ class LossScale:
     """
 
     def __init__(self, inner: Any, settings: Settings) -> None:
+        if not callable(getattr(inner, "init", None)) or not hasattr(inner, "update"):
+            raise TypeError(
+                f"inner must be a gradient transformation, received {inner!r}; pass what adam(...)"
+                " or a function of optax returned"
+            )
         self.inner = optax.with_extra_args_support(inner)
         self.settings = settings
         found = made_of(inner)
@@ -64,9 +69,8 @@ class LossScale:
             )
             return result
 
-        return self._taken(
-            grads, state, taken, lambda updates: jax.tree.map(_trees.zeros_beside, updates)
-        )
+        near = grads if params is None else params
+        return self._taken(grads, state, taken, lambda shapes: _trees.zeros_of(shapes, near))
 
     def step(self, grads: Tree, state: LossScaleState, params: Tree) -> tuple[Tree, LossScaleState]:
         """Return the next parameters and the next state."""
@@ -85,18 +89,28 @@ class LossScale:
         taken: Callable[[Tree], tuple[Tree, Any]],
         skipped: Callable[[Tree], Tree],
     ) -> tuple[Tree, LossScaleState]:
-        flags = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]
-        finite = ~_shards.anywhere(~jnp.stack(flags).all()) if flags else jnp.asarray(True)
-
         def unscaled() -> Tree:
             return jax.tree.map(lambda leaf: _unscaled(leaf, state.scale), grads)
 
         # Of the shapes that the other branch is to return.
         result = jax.eval_shape(lambda: taken(unscaled()))[0]
+        flags = [jnp.isfinite(leaf).all() for leaf in self._judged(unscaled(), state.inner)]
+        finite = ~_shards.anywhere(~jnp.stack(flags).all()) if flags else jnp.asarray(True)
         result, inner = jax.lax.cond(
             finite, lambda: taken(unscaled()), lambda: (skipped(result), state.inner)
         )
         return result, _next(state, finite, self.settings)._replace(inner=inner)
+
+    def _judged(self, unscaled: Tree, inner: Any) -> list[Array]:
+        """Return what must be finite: gradients, added to the window's sums if we know these."""
+        if self.adam is None or self.adam.window == 1:
+            return jax.tree.leaves(unscaled)
+        sums = jax.tree.map(
+            lambda total, grad: None if grad is None else total + grad.astype(total.dtype),
+            inner.gradient_accumulator,
+            unscaled,
+        )
+        return jax.tree.leaves(sums)
 
 
 def _ready(state: LossScaleState, grads: Tree, params: Tree | None) -> LossScaleState:
@@ -122,7 +136,9 @@ def stepped(transformation: Any, grads: Tree, state: Any, params: Tree) -> tuple
 
 
 def _unscaled(leaf: Array, scale: Array) -> Array:
-    computed = jnp.promote_types(leaf.dtype, np.float32)
+    if not jnp.issubdtype(getattr(leaf, "dtype", np.bool_), jnp.inexact):
+        return leaf  # for the transformation inside to refuse
+    computed = np.promote_types(leaf.dtype, np.float32)
     return leaf.astype(computed) / scale.astype(computed)
 
 

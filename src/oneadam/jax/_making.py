@@ -93,7 +93,8 @@ def adam(
     """
     given = dict(locals())
     excluded = given.pop("exclude_from_weight_decay")
-    return Adam(arguments(given), Exclusions().extended(var_names=excluded)).transformation()
+    own = arguments(given, adam.__defaults__ or ())
+    return Adam(own, Exclusions().extended(var_names=excluded)).transformation()
 
 
 def loss_scale(

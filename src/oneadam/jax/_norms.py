@@ -82,7 +82,8 @@ def norms(groups: Sequence[Sequence[Array]], axes: Sequence[Sequence[Axes]]) -> 
     squares, powers = jax.lax.cond(
         fits.all(),
         lambda: (plain, [one] * len(groups)),
-        lambda: (_squares(groups, axes, powers), powers),
+        # A constant gradient c would be computed as c**2 * power**2, which is 0 * inf, or NaN.
+        lambda: (_squares(jax.lax.optimization_barrier(groups), axes, powers), powers),
     )
     return [Norm(root(square), power) for square, power in zip(squares, powers, strict=True)]
 

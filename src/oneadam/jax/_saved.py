@@ -55,7 +55,8 @@ def arrays(
         for name, leaf in _trees.named(getattr(state, slot)).items():
             found[full(name, slot)] = _fetched(full(name, slot), leaf)
     for slot, numbers in _columns(adam, state).items():
-        found |= {full(name, slot): number for name, number in zip(owners, numbers, strict=True)}
+        for name, number in zip(owners, numbers, strict=True):
+            found[full(name, slot)] = np.array(number)
     skipped = int(_numbers.count_of(state.skipped_calls))
     if scale is not None:
         skipped += int(_numbers.count_of(scale.skipped_calls))
@@ -120,23 +121,25 @@ def restored(
     new = _with_arrays(state, owners, restoring.arrays)
     counters = restoring.counters
     new = new._replace(
-        calls=_placed(_numbers.counter(counters.calls), state.calls),
-        updates=_placed(_numbers.counter(counters.updates), state.updates),
-        skipped_calls=_placed(_numbers.counter(counters.skipped_calls), state.skipped_calls),
-        accumulated_calls=_placed(counters.accumulated_calls, state.accumulated_calls),
+        calls=_trees.placed(_numbers.counter(counters.calls), state.calls),
+        updates=_trees.placed(_numbers.counter(counters.updates), state.updates),
+        skipped_calls=_trees.placed(_numbers.counter(counters.skipped_calls), state.skipped_calls),
+        accumulated_calls=_trees.placed(counters.accumulated_calls, state.accumulated_calls),
         absences=_absences(state, owners, restoring.arrays, counters),
     )
     rate = restoring.hyperparameters.learning_rate
     if isinstance(rate, float):
-        rates = new.rates._replace(learning_rate=_placed(rate, new.rates.learning_rate))
+        rates = new.rates._replace(learning_rate=_trees.placed(rate, new.rates.learning_rate))
         new = new._replace(rates=rates)
     if scale is None:
         return new, None
     before, settings = scale
     plain = _loss_scale.restored(restoring.also, settings)
-    found = {part: _placed(value, getattr(before, part)) for part, value in plain._asdict().items()}
+    found = {
+        part: _trees.placed(value, getattr(before, part)) for part, value in plain._asdict().items()
+    }
     # The inner counter has them all.
-    nothing = _placed(_numbers.counter(), before.skipped_calls)
+    nothing = _trees.placed(_numbers.counter(), before.skipped_calls)
     return new, before._replace(**found, skipped_calls=nothing)
 
 
@@ -159,7 +162,8 @@ def _as_it_is(adam: Adam, state: AdamState) -> Hyperparameters:
     rate = state.rates.learning_rate
     if callable(h.learning_rate) or rate == _numbers.number(h.learning_rate):
         return h  # as it was written, not rounded
-    return dataclasses.replace(h, learning_rate=float(rate))
+    # The shortest number that rounds to it: what was 0.1 before it was float32 is 0.1 again.
+    return dataclasses.replace(h, learning_rate=float(str(np.asarray(rate)[()])))
 
 
 def _columns(adam: Adam, state: AdamState) -> dict[str, Array]:
@@ -199,7 +203,7 @@ def _with_arrays(
     new: dict[str, Any] = {}
     for slot, tree in trees.items():
         leaves = [
-            _placed(found.get(full(name, slot), np.zeros(leaf.shape)), leaf)
+            _trees.placed(found.get(full(name, slot), np.zeros(leaf.shape)), leaf)
             for name, leaf in _trees.named(tree).items()
         ]
         new[slot] = _trees.rebuilt(tree, leaves)
@@ -207,13 +211,13 @@ def _with_arrays(
     if state.average is not None and any(flags) and not all(flags):
         # What was never trained has no average in other doors: here it is the parameter so far.
         leaves = [
-            average if flag else _placed(param, average)
+            average if flag else _trees.placed(param, average)
             for average, flag, param in zip(
                 jax.tree.leaves(new[_state.AVERAGE]), flags, owners.values(), strict=True
             )
         ]
         new[_state.AVERAGE] = _trees.rebuilt(state.average, leaves)
-    return state._replace(**new, averaged=_placed(any(flags), state.averaged))
+    return state._replace(**new, averaged=_trees.placed(any(flags), state.averaged))
 
 
 def _absences(
@@ -227,14 +231,6 @@ def _absences(
     if is_even and state.absences is None:
         return None
     return Absences(
-        _placed(_numbers.counter(updates), state.updates), _placed(in_window, state.averaged)
+        _trees.placed(_numbers.counter(updates), state.updates),
+        _trees.placed(in_window, state.averaged),
     )
-
-
-def _placed(value: Any, like: Any) -> Any:
-    """Return a value as an array of another one's dtype, where and how that lies."""
-    if not isinstance(value, jax.Array):
-        value = np.asarray(value)
-    value = value.astype(like.dtype)
-    is_placed = isinstance(like, jax.Array) and like.committed
-    return jax.device_put(value, like.sharding) if is_placed else jnp.asarray(value)
