@@ -83,7 +83,11 @@ def norms(groups: Sequence[Sequence[Array]], axes: Sequence[Sequence[Axes]]) -> 
         fits.all(),
         lambda: (plain, [one] * len(groups)),
         # A constant gradient c would be computed as c**2 * power**2, which is 0 * inf, or NaN.
-        lambda: (_squares(jax.lax.optimization_barrier(groups), axes, powers), powers),
+        # One by one, for together they would all vary over the same axes in a shard_map.
+        lambda: (
+            _squares(jax.tree.map(jax.lax.optimization_barrier, groups), axes, powers),
+            powers,
+        ),
     )
     return [Norm(root(square), power) for square, power in zip(squares, powers, strict=True)]
 

@@ -91,8 +91,8 @@ def _check_gradient(name: str, leaf: Array, grad: Any) -> None:
     if not hasattr(grad, "dtype") or not jnp.issubdtype(grad.dtype, jnp.floating):
         kind = getattr(grad, "dtype", type(grad).__name__)
         raise TypeError(
-            f"grads must be arrays of a real floating dtype, received {kind} for {name!r}; take them"
-            " with jax.grad of a real loss"
+            f"grads must be arrays of a real floating dtype, received {kind} for {name!r}; take"
+            " them with jax.grad of a real loss"
         )
     if grad.shape != leaf.shape:
         raise ValueError(
