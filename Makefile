@@ -1,5 +1,6 @@
 # make demo         train a small network, with only what that needs
 # make demo-torch   the same with PyTorch too, both drawn in one picture
+# make demo-jax     the same with JAX
 # make test         every test, with every framework that has a door or an engine
 # make lint         style and types
 # make bench        speed, as ratios within one run
@@ -16,13 +17,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PINS := pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-torch test lint bench clean
+.PHONY: demo demo-torch demo-jax test lint bench clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/oneadam demo $(ARGS)
 
 demo-torch: $(VENV)/.installed-torch
 	$(BIN)/oneadam demo --framework torch $(ARGS)
+
+demo-jax: $(VENV)/.installed-jax
+	$(BIN)/oneadam demo --framework jax $(ARGS)
 
 test: $(VENV)/.installed-all
 	$(BIN)/python -m pytest -n 2 $(ARGS)
@@ -55,7 +59,12 @@ $(VENV)/.installed-torch: $(PINS) | $(VENV)/.made
 	@$(PIP) torch==2.13.0 -e '.[cli,torch]'
 	@touch $(VENV)/.installed-demo $@
 
+$(VENV)/.installed-jax: $(PINS) | $(VENV)/.made
+	@echo "Installing oneadam, its demo and JAX into $(VENV), once; a minute or two."
+	@$(PIP) -e '.[cli,jax]'
+	@touch $(VENV)/.installed-demo $@
+
 $(VENV)/.installed-all: $(PINS) | $(VENV)/.made
 	@echo "Installing oneadam, its tools and all frameworks into $(VENV), once; some minutes."
-	@$(PIP) torch==2.13.0 flax equinox orbax-checkpoint -e '.[cli,jax,lightning,transformers,test,dev]'
-	@touch $(VENV)/.installed-demo $(VENV)/.installed-torch $@
+	@$(PIP) torch==2.13.0 keras flax equinox orbax-checkpoint -e '.[cli,jax,lightning,transformers,test,dev]'
+	@touch $(addprefix $(VENV)/.installed-,demo torch jax) $@

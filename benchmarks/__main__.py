@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +21,16 @@ class Benchmark(NamedTuple):
 
     title: str
     run: Callable[[int | None, bool], Table]
+
+
+def _through_jax(name: str) -> Callable[[int | None, bool], Table]:
+    """Return a benchmark that loads JAX only when it runs."""
+
+    def run(rounds: int | None, quick: bool) -> Table:
+        table: Table = getattr(importlib.import_module("benchmarks.jax_steps"), name)(rounds, quick)
+        return table
+
+    return run
 
 
 BENCHMARKS = {
@@ -47,6 +58,21 @@ BENCHMARKS = {
         "memory": Benchmark(
             "Memory of a step on tensors, beyond parameters, gradients, state",
             partial(memory.memory, door="torch"),
+        ),
+    },
+    "jax": {
+        "step": Benchmark("Plain Adam compiled by JAX, float32", _through_jax("step")),
+        "recipe": Benchmark(
+            "Global clipping + decoupled decay + moving average compiled by JAX",
+            _through_jax("recipe"),
+        ),
+        "accumulation": Benchmark(
+            "Calls of accumulation windows of 4, with clipping and decay, compiled by JAX",
+            _through_jax("accumulation"),
+        ),
+        "keras": Benchmark("Steps of Keras's Adam on JAX", _through_jax("keras")),
+        "compilation": Benchmark(
+            "The time to trace and compile the recipe", _through_jax("compilation")
         ),
     },
 }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import oneadam
 
-_PACKAGES = ("numpy", "numba", "llvmlite", "torch", "ml_dtypes")
+_PACKAGES = ("numpy", "numba", "llvmlite", "torch", "ml_dtypes", "jax", "optax", "keras")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _PROCESSORS = Path("/proc/cpuinfo")
@@ -23,8 +24,13 @@ def described(threads: int) -> Iterator[str]:
     if hasattr(os, "getloadavg"):
         yield f"load before the first benchmark: {os.getloadavg()[0]:.2f}; it should be near 0"
     yield f"{platform.platform()}, Python {platform.python_version()}"
-    versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
-    yield f"oneadam {oneadam.__version__}, {versions}"
+    yield f"oneadam {oneadam.__version__}, {', '.join(_versions())}"
+
+
+def _versions() -> Iterator[str]:
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            yield f"{name} {version(name)}"
 
 
 def _processor() -> str:

@@ -8,7 +8,7 @@ from rich.table import Table as RichTable
 from benchmarks.timing import Spread
 
 _PLAIN_WIDTH = 110
-_TEXTS = ("who", "step", "loads")
+_TEXTS = ("what", "who", "step", "loads")
 
 
 def console() -> Console:

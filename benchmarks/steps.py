@@ -50,6 +50,7 @@ _RECIPE: dict[str, _Targets] = {
 _SLOWER = {"torch AdamW()": {}, "torch AdamW(foreach)": {"foreach": True}}
 _OF_SLOWER = 4.0
 _OF_HOST = 4.0
+AGREEMENT = "largest difference of results, relative to an array's largest element:"
 
 
 class Comparison(NamedTuple):
@@ -143,10 +144,7 @@ def _of(name: str, rival: Rival, at_least: float | None = None) -> Contestant:
 
 def _agreement(ours: Rival, theirs: Rival) -> str:
     """Compare variables, moments and averages, to be sure that both compute the same."""
-    return (
-        "largest difference of results, relative to an array's largest element:"
-        f" {difference(ours, theirs):.0e}"
-    )
+    return f"{AGREEMENT} {difference(ours, theirs):.0e}"
 
 
 def difference(ours: Rival, theirs: Rival) -> float:

@@ -6,8 +6,10 @@ import json
 import platform
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import processes
@@ -90,6 +92,74 @@ def test_rivals_compute_the_same(door: str) -> None:
     assert steps.difference(rivals.oneadam_step(model, door=door, **decayed), undecayed) > 1e-6
 
 
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, Any]:
+    """Steps through JAX's door on two small parameters, by who takes them."""
+    pytest.importorskip("optax")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        from benchmarks import jax_rivals as rivals
+        from benchmarks.models import Model
+
+        recipes = {
+            "plain": rivals.oneadam_recipe(),
+            "optax plain": rivals.optax_plain(),
+            "full": rivals.oneadam_recipe(**rivals.RECIPE),
+            "optax full": rivals.optax_full(),
+            "accumulating": rivals.oneadam_accumulating(),
+            "optax accumulating": rivals.optax_accumulating(),
+            "exchanging": rivals.Recipe(
+                lambda params: [2 * param for param in params],
+                lambda params, state, grads: (state, params),
+                lambda state: [state],
+            ),
+        }
+        model = Model("two", ((40, 30), (5,)))
+        grads = rivals.gradients(model)
+        return {name: rivals.Rival(recipe, model, grads) for name, recipe in recipes.items()}
+
+
+@pytest.mark.parametrize("name", ["plain", "full"])
+def test_compiled_rivals_compute_the_same(compiled: dict[str, Any], name: str) -> None:
+    from benchmarks.steps import difference
+
+    ours, theirs = compiled[name], compiled[f"optax {name}"]
+    assert len(ours.results()) == len(theirs.results()) == {"plain": 3, "full": 4}[name] * 2
+    assert difference(ours, theirs) < 1e-5
+
+
+def test_compiled_rivals_accumulate_the_same(compiled: dict[str, Any]) -> None:
+    from benchmarks.steps import difference
+
+    ours, theirs = compiled["accumulating"], compiled["optax accumulating"]
+    first = ours.results()[0]
+    for rival in (ours, theirs):
+        rival.window()
+    second = ours.results()[0]
+    assert (second != first).all()
+    assert difference(ours, theirs) < 1e-5
+    # That was another call, which has only added.
+    np.testing.assert_array_equal(ours.results()[0], second)
+
+
+def test_another_compiled_task_is_told_from_the_same(compiled: dict[str, Any]) -> None:
+    from benchmarks.steps import difference
+
+    assert difference(compiled["plain"], compiled["optax accumulating"]) > 1e-3
+
+
+def test_what_the_compiler_counts_of_a_step_is_read(compiled: dict[str, Any]) -> None:
+    array = 4 * (40 * 30 + 5)
+    plain, full = compiled["plain"], compiled["full"]
+    # Parameters, two moments and gradients are arguments, and the averages are one more.
+    assert 4 * array < plain.arguments < 4 * array + 1000
+    assert 5 * array < full.arguments < 5 * array + 1000
+    # Four are read and three are written, at least.
+    assert 7 * array <= plain.bytes_accessed < full.bytes_accessed
+    # They are written in place; what exchanges two needs room for one of them.
+    assert plain.beyond < array <= compiled["exchanging"].beyond
+
+
 def test_beside_torchs_door_every_step_has_new_gradients() -> None:
     from benchmarks import models, rivals
 
@@ -126,7 +196,7 @@ def test_doors_and_names_choose_benchmarks() -> None:
     assert chosen([]) == every
     assert chosen(["torch"]) == [("torch", name) for name in BENCHMARKS["torch"]]
     assert chosen(["recipe", "step"]) == [
-        (door, name) for door in DOORS for name in ("step", "recipe")
+        (door, name) for door in (*DOORS, "jax") for name in ("step", "recipe")
     ]
     assert chosen(["torch", "host"]) == chosen(["host"]) == [("torch", "host")]
 
@@ -190,3 +260,17 @@ def test_the_command_refuses_what_it_does_not_know() -> None:
     process = run("torch", "guest")
     assert process.returncode == 2
     assert "received guest" in process.stderr
+
+
+@pytest.mark.skipif(find_spec("jax") is None, reason="could not import 'jax'")
+@pytest.mark.skipif(find_spec("keras") is None, reason="could not import 'keras'")
+def test_the_command_compares_compiled_steps() -> None:
+    process = run("jax", "--quick", "--rounds", "1")
+    assert process.returncode == 0, process.stderr
+    for words in ("optax.adam", "clip + adamw + EMA", "optax.MultiSteps", "keras Adam",
+                  "ms per call", "bytes per element", "MB at the peak", "s to trace"):  # fmt: skip
+        assert words in process.stdout
+    said = " ".join(process.stdout.split())
+    differences = [part.split()[0] for part in said.split("largest element: ")[1:]]
+    assert len(differences) == 3 + 2
+    assert all(0 < float(found) < 1e-5 for found in differences)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,8 +21,13 @@ from oneadam.cli.network import CLASSES, PIXELS, accuracy, initial_parameters, l
 
 PROGRESS = "progress.safetensors"
 FILES = {PROGRESS, "optimizer.safetensors", "training.png"}
-TORCH_FILES = {*FILES, "optimizer-torch.safetensors"}
-NEEDS_TORCH = pytest.mark.skipif(find_spec("torch") is None, reason="could not import 'torch'")
+TITLES = {"torch": "PyTorch", "jax": "JAX"}
+"""Of the frameworks that train beside NumPy."""
+NEEDS = {
+    name: pytest.mark.skipif(find_spec(name) is None, reason=f"could not import '{name}'")
+    for name in TITLES
+}
+IN_EACH = [pytest.param(name, marks=mark) for name, mark in NEEDS.items()]
 # Colours and Typer's boxes would depend on where the tests run.
 SETTINGS_OF_TERMINALS = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TTY_COMPATIBLE", "COLUMNS")
 
@@ -256,6 +261,9 @@ def test_the_optimizers_own_file_is_not_taken_for_a_run(finished, tmp_path):
 @pytest.fixture
 def threads() -> Iterator[None]:
     """Give torch its threads back, of which the demo takes one."""
+    if find_spec("torch") is None:
+        yield
+        return
     import torch
 
     before = torch.get_num_threads()
@@ -263,57 +271,71 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class WithTorch(NamedTuple):
-    """A short run with PyTorch beside NumPy, and what it said."""
+class Beside(NamedTuple):
+    """A short run with a framework beside NumPy, and what it said."""
 
+    framework: str
     folder: Path
     said: str
 
+    @property
+    def files(self) -> set[str]:
+        return {*FILES, f"optimizer-{self.framework}.safetensors"}
 
-@pytest.fixture(scope="module")
-def with_torch(tmp_path_factory: pytest.TempPathFactory) -> WithTorch:
-    folder = tmp_path_factory.mktemp("torch")
-    process = run("--framework", "torch", "--epochs", 4, "--seed", 7, "--out", folder)
+    @property
+    def histories(self) -> tuple[np.ndarray, np.ndarray]:
+        """NumPy's, and that of the framework."""
+        return history(self.folder), history(self.folder, self.framework)
+
+
+def _run_beside(framework: str, folder: Path) -> Beside:
+    process = run("--framework", framework, "--epochs", 4, "--seed", 7, "--out", folder)
     assert (process.returncode, process.stderr) == (0, "")
-    return WithTorch(folder, process.stdout)
+    return Beside(framework, folder, process.stdout)
+
+
+@pytest.fixture(params=IN_EACH, scope="module")
+def beside(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Beside:
+    return _run_beside(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def _relative_differences(losses: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.abs(losses - others) / losses
 
 
-@NEEDS_TORCH
-def test_the_curve_of_torch_coincides_with_that_of_numpy(with_torch, finished, tmp_path):
-    numpys, torchs = (history(with_torch.folder, name) for name in ("numpy", "torch"))
+def test_the_curves_of_all_frameworks_coincide(beside, finished, tmp_path):
+    numpys, others = beside.histories
     np.testing.assert_array_equal(numpys, history(finished))
-    assert _relative_differences(numpys[:, 0], torchs[:, 0]).max() < 1e-4
-    np.testing.assert_allclose(torchs[:, 4], numpys[:, 4], rtol=1e-3)
-    np.testing.assert_array_equal(torchs[:, 3], numpys[:, 3])
+    assert _relative_differences(numpys[:, 0], others[:, 0]).max() < 1e-4
+    np.testing.assert_allclose(others[:, 4], numpys[:, 4], rtol=1e-3)
+    # JAX evaluates schedules in float32: some roundings of the largest rate, 0.005.
+    rounded = 2e-9 if beside.framework == "jax" else 0
+    np.testing.assert_allclose(others[:, 3], numpys[:, 3], rtol=0, atol=rounded)
     # One digit of 360 may be judged differently.
-    np.testing.assert_allclose(torchs[:, 1:3], numpys[:, 1:3], atol=1.5 / 360)
+    np.testing.assert_allclose(others[:, 1:3], numpys[:, 1:3], atol=1.5 / 360)
     # They are two computations all the same, and another order of the data is another curve.
-    assert (torchs[:, 0] != numpys[:, 0]).any()
+    assert (others[:, 0] != numpys[:, 0]).any()
     invoke("--epochs", 4, "--seed", 8, "--out", tmp_path)
     assert _relative_differences(numpys[:, 0], history(tmp_path)[:, 0]).max() > 1e-2
 
 
-@NEEDS_TORCH
-def test_torch_is_shown_beside_numpy(with_torch, finished):
-    lines = with_torch.said.splitlines()
-    assert [line for line in lines if line in ("NumPy", "PyTorch")] == ["NumPy", "PyTorch"]
-    assert with_torch.said.isascii()
+def test_other_frameworks_are_shown_beside_numpy(beside, finished):
+    lines, titles = beside.said.splitlines(), ["NumPy", TITLES[beside.framework]]
+    assert [line for line in lines if line in ("NumPy", *TITLES.values())] == titles
+    assert beside.said.isascii()
     weights = [line.split()[:2] for line in lines if "of 360" in line]
-    assert weights == [[f, w] for f in ("NumPy", "PyTorch") for w in ("trained", "averaged")]
-    (closeness,) = [line for line in lines if line.startswith("The losses of NumPy and PyTorch")]
-    numpys, torchs = (history(with_torch.folder, name)[:, 0] for name in ("numpy", "torch"))
-    assert f" {_relative_differences(numpys, torchs).max():.1e} " in closeness
-    assert {path.name for path in with_torch.folder.iterdir()} == TORCH_FILES
-    picture = (with_torch.folder / "training.png").read_bytes()
+    assert weights == [[f, w] for f in titles for w in ("trained", "averaged")]
+    compared = f"The losses of {' and '.join(titles)}"
+    (closeness,) = [line for line in lines if line.startswith(compared)]
+    numpys, others = (rows[:, 0] for rows in beside.histories)
+    assert f" {_relative_differences(numpys, others).max():.1e} " in closeness
+    assert {path.name for path in beside.folder.iterdir()} == beside.files
+    picture = (beside.folder / "training.png").read_bytes()
     assert picture.startswith(b"\x89PNG\r\n\x1a\n")
     assert picture != (finished / "training.png").read_bytes()
 
 
-@NEEDS_TORCH
+@NEEDS["torch"]
 @pytest.mark.usefixtures("threads")
 def test_the_network_of_torch_is_that_of_numpy():
     import torch
@@ -336,11 +358,87 @@ def test_the_network_of_torch_is_that_of_numpy():
         np.testing.assert_allclose(param.grad.numpy().T, expected, rtol=1e-4, atol=1e-6)
 
 
-@NEEDS_TORCH
-def test_killed_while_torch_trains_it_resumes_bit_for_bit(with_torch, tmp_path):
-    options = ("--framework", "torch", "--epochs", 4, "--seed", 7, "--out", tmp_path)
+class WithJax(NamedTuple):
+    """JAX's training after some calls, and what was seen on the way."""
+
+    training: Any
+    batch: Examples
+    accuracy: float
+    """Before the first call."""
+    loss: float
+    """Of the first."""
+    addresses: list[list[int]]
+    """Of the arrays of parameters and state, after each call."""
+
+
+@pytest.fixture(scope="module")
+def with_jax() -> WithJax:
+    import jax
+
+    from oneadam.cli.jax_training import Training
+    from oneadam.cli.recipe import Recipe
+
+    digits = load()
+    training = Training(Recipe(epochs=1, seed=3), digits)
+    before = training.accuracy(digits.held_out)
+    each = list(batches(digits.training, size=16, seed=3, epoch=1))[:6]
+    losses, addresses = [], []
+    for batch in each:
+        losses.append(training.step(batch))
+        leaves = jax.tree.leaves((training.optimizer.params, training.optimizer.state))
+        addresses.append([leaf.unsafe_buffer_pointer() for leaf in leaves if leaf.ndim])
+    return WithJax(training, each[0], before, losses[0], addresses)
+
+
+@NEEDS["jax"]
+def test_the_network_of_jax_is_that_of_numpy(with_jax):
+    import jax
+    import jax.numpy as jnp
+
+    from oneadam.cli.jax_training import _loss
+
+    parameters = initial_parameters(3)
+    loss, gradients = loss_and_gradients(parameters, with_jax.batch)
+    assert with_jax.accuracy == accuracy(parameters, load().held_out)
+    assert with_jax.loss == pytest.approx(loss, rel=1e-6)
+    params = jax.tree.map(jnp.array, parameters)
+    found = jax.grad(_loss)(params, *map(jnp.asarray, with_jax.batch))
+    for layer, arrays in gradients.items():
+        for name, expected in arrays.items():
+            np.testing.assert_allclose(found[layer][name], expected, rtol=1e-4, atol=1e-6)
+
+
+@NEEDS["jax"]
+def test_jax_writes_parameters_and_state_in_place_and_compiles_one_step(with_jax):
+    first, *others = with_jax.addresses
+    # Parameters, two moments, averages and accumulators, and counters.
+    assert len(first) > 5 * 4
+    assert len(others) == 5
+    assert all(addresses == first for addresses in others)
+    assert with_jax.training.optimizer._call._cache_size() == 1
+
+
+@NEEDS["jax"]
+def test_the_weights_of_jax_hold_their_averages_for_a_block(with_jax):
+    import jax
+
+    def fail_within() -> None:
+        with optimizer.averaged():
+            jax.tree.map(np.testing.assert_array_equal, optimizer.params, optimizer.state.average)
+            assert (trained["hidden"]["kernel"] != optimizer.params["hidden"]["kernel"]).any()
+            raise RuntimeError
+
+    optimizer = with_jax.training.optimizer
+    trained = optimizer.params
+    with pytest.raises(RuntimeError):
+        fail_within()
+    assert optimizer.params is trained
+
+
+def test_killed_beside_numpy_it_resumes_bit_for_bit(beside, tmp_path):
+    options = ("--framework", beside.framework, "--epochs", 4, "--seed", 7, "--out", tmp_path)
     with _started(*options) as process:
-        while process.stdout.readline() != "PyTorch\n":
+        while process.stdout.readline() != f"{TITLES[beside.framework]}\n":
             assert process.poll() is None
         # The heading, and the line of the first epoch.
         assert process.stdout.readline()
@@ -349,30 +447,39 @@ def test_killed_while_torch_trains_it_resumes_bit_for_bit(with_torch, tmp_path):
     assert 5 <= _epochs_done(tmp_path) <= 8
     # The run's own frameworks are found again.
     assert run("--resume", "--out", tmp_path).returncode == 0
-    _assert_same_outcome(tmp_path, with_torch.folder, TORCH_FILES)
+    _assert_same_outcome(tmp_path, beside.folder, beside.files)
 
 
-@NEEDS_TORCH
 @pytest.mark.usefixtures("threads")
-def test_torch_may_join_a_finished_run(finished, with_torch, tmp_path):
+def test_a_framework_may_join_a_finished_run(finished, beside, tmp_path):
     (tmp_path / PROGRESS).write_bytes((finished / PROGRESS).read_bytes())
-    said = invoke("--resume", "--framework", "torch", "--out", tmp_path)
-    assert "after epoch 4 of 4 NumPy, 0 of 4 PyTorch" in said
-    _assert_same_outcome(tmp_path, with_torch.folder, TORCH_FILES)
+    said = invoke("--resume", "--framework", beside.framework, "--out", tmp_path)
+    assert f"after epoch 4 of 4 NumPy, 0 of 4 {TITLES[beside.framework]}" in said
+    _assert_same_outcome(tmp_path, beside.folder, beside.files)
 
 
-@NEEDS_TORCH
-@pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize(
-    ("before", "after", "named"),
-    [
+OF_ANOTHER = {
+    "torch": [
         (b"hidden.weight", b"latent.weight", ["latent.weight"]),
         (b"hidden.bias/step", b"hidden.bias/slip", ["hidden.bias", "slip", "another optimizer"]),
     ],
-    ids=["of another network", "of another optimizer"],
-)
-def test_a_run_of_torch_that_does_not_fit_is_refused(with_torch, tmp_path, before, after, named):
-    whole = (with_torch.folder / PROGRESS).read_bytes()
+    "jax": [
+        (b"jax/weights/hidden", b"jax/weights/latent", ["weights/latent/kernel"]),
+        (
+            b"jax/optimizer/hidden/bias/velocity",
+            b"jax/optimizer/hidden/bias/velocita",
+            ["optimizer/hidden/bias/velocita", "network or optimizer"],
+        ),
+    ],
+}
+"""What is replaced in the file by what, and what is then said."""
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("number", [0, 1], ids=["of another network", "of another optimizer"])
+def test_a_run_that_does_not_fit_is_refused(beside, tmp_path, number):
+    before, after, named = OF_ANOTHER[beside.framework][number]
+    whole = (beside.folder / PROGRESS).read_bytes()
     damaged = whole.replace(before, after)
     assert damaged != whole
     (tmp_path / PROGRESS).write_bytes(damaged)
@@ -382,20 +489,42 @@ def test_a_run_of_torch_that_does_not_fit_is_refused(with_torch, tmp_path, befor
     assert (tmp_path / PROGRESS).read_bytes() == damaged
 
 
-@NEEDS_TORCH
-def test_the_portable_checkpoints_of_both_say_the_same(with_torch):
+def test_the_portable_checkpoints_of_all_frameworks_say_the_same(beside):
     """Each has its framework's names and shapes; torch's kernels are transposed."""
-    numpys, torchs = (
-        load_file(with_torch.folder / name)
-        for name in ("optimizer.safetensors", "optimizer-torch.safetensors")
+    numpys, others = (
+        load_file(beside.folder / name)
+        for name in ("optimizer.safetensors", f"optimizer-{beside.framework}.safetensors")
     )
-    renamed = {k.replace("/kernel", ".weight").replace("/bias", ".bias"): k for k in numpys}
-    assert renamed.keys() == torchs.keys()
-    assert any(".weight" in name for name in torchs)
-    for name, value in torchs.items():
+    is_torch = beside.framework == "torch"
+    spelled = {"/kernel": ".weight", "/bias": ".bias"} if is_torch else {}
+    renamed = {}
+    for name in numpys:
+        new = name
+        for before, after in spelled.items():
+            new = new.replace(before, after)
+        renamed[new] = name
+    assert renamed.keys() == others.keys()
+    assert any(".weight" in name for name in others) == is_torch
+    for name, value in others.items():
         other = numpys[renamed[name]]
         scale = float(np.abs(other).max(initial=1e-30))
-        np.testing.assert_allclose(value.T, other, rtol=0, atol=1e-3 * scale, err_msg=name)
+        found = value.T if is_torch else value
+        np.testing.assert_allclose(found, other, rtol=0, atol=1e-3 * scale, err_msg=name)
+
+
+@NEEDS["torch"]
+@NEEDS["jax"]
+@pytest.mark.usefixtures("threads")
+def test_all_frameworks_are_drawn_in_one_picture(finished, tmp_path):
+    (tmp_path / PROGRESS).write_bytes((finished / PROGRESS).read_bytes())
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("oneadam.cli.picture.draw", lambda path, histories: drawn.append(histories))
+        invoke("--resume", "--framework", "jax", "--framework", "torch", "--out", tmp_path)
+    (histories,) = drawn
+    assert {name: len(epochs) for name, epochs in histories.items()} == {
+        "NumPy": 4, "PyTorch": 4, "JAX": 4,
+    }  # fmt: skip
 
 
 def test_an_unknown_framework_is_refused(tmp_path):
@@ -404,22 +533,28 @@ def test_an_unknown_framework_is_refused(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_without_torch_the_command_works_and_names_the_extra(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("framework", "missing"), [("torch", "torch"), ("jax", "jax"), ("jax", "optax")]
+)
+def test_without_a_framework_the_command_works_and_names_the_extra(
+    tmp_path, monkeypatch, framework, missing
+):
     monkeypatch.setattr(
-        "oneadam.cli.demo.find_spec", lambda name: None if name == "torch" else find_spec(name)
+        "oneadam.cli.demo.find_spec", lambda name: None if name == missing else find_spec(name)
     )
-    message = refusal("--framework", "torch", "--out", tmp_path / "none")
-    assert "python -m pip install 'oneadam[cli,torch]'" in message
+    message = refusal("--framework", framework, "--out", tmp_path / "none")
+    assert f"needs {missing}" in message
+    assert f"python -m pip install 'oneadam[cli,{framework}]'" in message
     assert not (tmp_path / "none").exists()
     invoke("--framework", "numpy", "--epochs", 1, "--out", tmp_path / "some")
     assert {path.name for path in (tmp_path / "some").iterdir()} == FILES
 
 
-def test_training_with_numpy_does_not_load_torch(tmp_path):
+def test_training_with_numpy_loads_no_other_framework(tmp_path):
     code = (
         "import sys; from oneadam.cli.app import app\n"
         f"app(['demo', '--epochs', '1', '--out', {str(tmp_path)!r}], standalone_mode=False)\n"
-        "sys.exit('torch' in sys.modules)"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'jax', 'optax')))"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], check=False, env=environment()).returncode == 0
@@ -430,7 +565,8 @@ def test_help_loads_neither_framework_nor_compiler():
     code = (
         "import sys; from oneadam.cli.app import app\n"
         "app(['demo', '--help'], standalone_mode=False)\n"
-        "sys.exit(any(name in sys.modules for name in ('numba', 'sklearn', 'torch', 'matplotlib')))"
+        "sys.exit(any(name in sys.modules for name in "
+        "('numba', 'sklearn', 'torch', 'jax', 'matplotlib')))"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], check=False, env=environment()).returncode == 0

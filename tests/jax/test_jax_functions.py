@@ -16,9 +16,7 @@ import numpy as np
 import optax
 import pytest
 from jax_cases import (
-    ACCUMULATING,
     AVERAGED,
-    CLIPPED,
     EVERYTHING,
     PLAIN,
     call,
@@ -69,13 +67,12 @@ def test_the_helpers_tell_trees_apart() -> None:
 # Steps
 
 
-@pytest.mark.parametrize("config", [PLAIN, AVERAGED], ids=["plain", "averaged"])
-def test_updates_added_to_the_parameters_are_a_step_within_one_rounding(config: Any) -> None:
-    transformation = made(config)
+def test_updates_added_to_the_parameters_are_a_step_within_one_rounding() -> None:
+    transformation = made(AVERAGED)
     params, state = trained(transformation, PARAMS, GRADS[:3])
     stepped, after = call(transformation, GRADS[3], state, params)
-    updates, also_after = transformation.update(GRADS[3], state, params)
-    same(after, also_after)
+    updates, also_after = jax.jit(transformation.update)(GRADS[3], state, params)
+    close(also_after, after, 1)
     # One rounding of the difference and one of the sum.
     close(optax.apply_updates(params, updates), stepped, 1)
 
@@ -682,7 +679,7 @@ def test_the_first_missing_gradient_adds_counters_to_the_state() -> None:
     assert state.absences.updates.tolist() == [[3, 4, 4], [0, 0, 0]]
 
 
-@pytest.mark.parametrize("config", [CLIPPED, EVERYTHING], ids=["clipped", "everything"])
+@pytest.mark.parametrize("config", [EVERYTHING], ids=["everything"])
 def test_states_that_expect_absences_compute_the_same(config: dict[str, Any]) -> None:
     transformation = made(config)
     first = transformation.init(PARAMS)
@@ -743,9 +740,8 @@ def test_parameters_are_exempt_from_decay_by_parts_of_their_paths() -> None:
     same(found["norm1"], jnp.ones(2))
 
 
-@pytest.mark.parametrize("config", [CLIPPED, ACCUMULATING], ids=["clipped", "accumulating"])
-def test_a_call_that_is_skipped_changes_nothing_but_its_counter(config: dict[str, Any]) -> None:
-    transformation = made({**config, "on_nonfinite": "skip"})
+def test_a_call_that_is_skipped_changes_nothing_but_its_counter() -> None:
+    transformation = made(EVERYTHING)
     params, state = trained(transformation, PARAMS, GRADS[:3])
     broken = {**GRADS[3], "scale": jnp.asarray(np.nan)}
     after, skipped = call(transformation, broken, state, params)

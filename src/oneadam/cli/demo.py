@@ -80,10 +80,11 @@ def demo(
 def _check_installed(names: Iterable[str]) -> None:
     for name in names:
         needed = frameworks.KNOWN[name]
-        if find_spec(needed.package) is None:
+        missing = [package for package in needed.packages if find_spec(package) is None]
+        if missing:
             raise Refused(
-                f"--framework {name} needs {needed.title}, which the extra '{needed.extra}'"
-                f" brings: python -m pip install 'oneadam[cli,{needed.extra}]'"
+                f"--framework {name} needs {', '.join(missing)}, which the extra"
+                f" '{needed.extra}' brings: python -m pip install 'oneadam[cli,{needed.extra}]'"
             )
 
 

@@ -10,9 +10,9 @@ class Framework(NamedTuple):
     """Where to find what trains with a framework, and what that needs."""
 
     title: str
-    package: str
+    packages: tuple[str, ...]
     extra: str
-    """Of oneadam, which brings the package."""
+    """Of oneadam, which brings the packages."""
     module: str
     """Which has the class `Training`."""
     file: str
@@ -21,10 +21,17 @@ class Framework(NamedTuple):
 
 KNOWN = {
     "numpy": Framework(
-        "NumPy", "numpy", "cli", "oneadam.cli.numpy_training", "optimizer.safetensors"
+        "NumPy", ("numpy",), "cli", "oneadam.cli.numpy_training", "optimizer.safetensors"
     ),
     "torch": Framework(
-        "PyTorch", "torch", "torch", "oneadam.cli.torch_training", "optimizer-torch.safetensors"
+        "PyTorch",
+        ("torch",),
+        "torch",
+        "oneadam.cli.torch_training",
+        "optimizer-torch.safetensors",
+    ),
+    "jax": Framework(
+        "JAX", ("jax", "optax"), "jax", "oneadam.cli.jax_training", "optimizer-jax.safetensors"
     ),
 }
 """By the names on the command line. The first is what the others are compared with."""

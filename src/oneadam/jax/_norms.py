@@ -36,11 +36,15 @@ class _Range(NamedTuple):
 
     least: float
     most: float
+    raising: float
+    """What small elements are multiplied by. Its square is finite: the compiler may multiply the
+    square of a gradient that it knows, such as 0, by that."""
     factor: float
+    """What large elements are divided by."""
 
 
-_RANGES = {"float32": _Range(2.0**-64, 2.0**96, 2.0**80),
-           "float64": _Range(2.0**-500, 2.0**900, 2.0**640)}  # fmt: skip
+_RANGES = {"float32": _Range(2.0**-64, 2.0**96, 2.0**63, 2.0**80),
+           "float64": _Range(2.0**-500, 2.0**900, 2.0**511, 2.0**640)}  # fmt: skip
 
 
 @jax.custom_jvp
@@ -74,7 +78,7 @@ def norms(groups: Sequence[Sequence[Array]], axes: Sequence[Sequence[Axes]]) -> 
     powers = [
         jnp.where(
             square < limits.least,
-            limits.factor,
+            limits.raising,
             jnp.where(square < limits.most, 1.0, 1.0 / limits.factor),
         ).astype(one.dtype)
         for square in plain
@@ -82,12 +86,7 @@ def norms(groups: Sequence[Sequence[Array]], axes: Sequence[Sequence[Axes]]) -> 
     squares, powers = jax.lax.cond(
         fits.all(),
         lambda: (plain, [one] * len(groups)),
-        # A constant gradient c would be computed as c**2 * power**2, which is 0 * inf, or NaN.
-        # One by one, for together they would all vary over the same axes in a shard_map.
-        lambda: (
-            _squares(jax.tree.map(jax.lax.optimization_barrier, groups), axes, powers),
-            powers,
-        ),
+        lambda: (_squares(groups, axes, powers), powers),
     )
     return [Norm(root(square), power) for square, power in zip(squares, powers, strict=True)]
 

@@ -83,6 +83,6 @@ def is_multiple(counter: Array, of: int) -> Array:
 def weights(beta: Any) -> Weights:
     """Return the weights of a beta, in float64 where it is known as a number."""
     if isinstance(beta, jax.core.Tracer):
-        traced: Weights = _plan.weights(number(beta), jnp)
-        return traced
+        # As strongly typed as those of numbers: else the next call would be compiled once more.
+        return Weights(*map(number, _plan.weights(number(beta), jnp)))
     return Weights(*map(number, _plan.weights(float(beta))))
