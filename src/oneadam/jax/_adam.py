@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from oneadam._exclusions import Exclusions
 from oneadam._warnings import warn
 from oneadam.jax import _numbers, _rates, _trees, _update
 from oneadam.jax._arguments import Arguments
+from oneadam.jax._eager import compiled_from_python
 from oneadam.jax._state import Absences, AdamState
 from oneadam.jax._update import Measured
 
@@ -58,6 +60,9 @@ class Adam:
         self.exclusions = exclusions
         self.window = own.checked.gradient_accumulation_steps or 1
         self._warned_of: set[tuple[str, ...]] = set()
+        self._update = compiled_from_python(partial(self._taken, _difference))
+        self._step = compiled_from_python(partial(self._taken, _value))
+        self._flush = compiled_from_python(self._flushed)
 
     def transformation(self) -> optax.GradientTransformationExtraArgs:
         """Return the pair of functions that optax knows."""
@@ -132,14 +137,20 @@ class Adam:
         self, grads: Tree, state: AdamState, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, AdamState]:
         """Return what is to be added to the parameters, and the next state."""
-        return self._taken(grads, state, params, _difference)
+        result: tuple[Tree, AdamState] = self._update(grads, state, params)
+        return result
 
     def step(self, grads: Tree, state: AdamState, params: Tree) -> tuple[Tree, AdamState]:
         """Return the next parameters, exactly, and the next state."""
-        return self._taken(grads, state, params, _value)
+        result: tuple[Tree, AdamState] = self._step(grads, state, params)
+        return result
 
     def flush(self, state: AdamState, params: Tree) -> tuple[Tree, AdamState]:
         """Return parameters and state after the open accumulation window, if any, is closed."""
+        result: tuple[Tree, AdamState] = self._flush(state, params)
+        return result
+
+    def _flushed(self, state: AdamState, params: Tree) -> tuple[Tree, AdamState]:
         leaves, given = _trees.checked(jax.tree.map(lambda _: None, params), params)
         if self.window == 1 or not leaves:
             return params, state
@@ -153,10 +164,10 @@ class Adam:
 
     def _taken(
         self,
+        result: Callable[[Array, Array], Array],
         grads: Tree,
         state: AdamState,
         params: Tree | None,
-        result: Callable[[Array, Array], Array],
     ) -> tuple[Tree, AdamState]:
         leaves, given = _trees.checked(grads, params)
         if not leaves:

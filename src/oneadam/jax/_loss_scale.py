@@ -14,6 +14,7 @@ from oneadam import _loss_scale
 from oneadam._loss_scale import Settings
 from oneadam.jax import _numbers, _shards, _trees, _within
 from oneadam.jax._adam import Adam, with_absences
+from oneadam.jax._eager import compiled_from_python
 from oneadam.jax._state import AdamState, LossScaleState
 
 Array = Any
@@ -40,6 +41,8 @@ class LossScale:
         self.adam = found if isinstance(found, Adam) else None
         if self.adam is not None:
             _loss_scale.check_inner(self.adam.own.value("loss_scale_factor"))
+        self._update = compiled_from_python(self._updated)
+        self._step = compiled_from_python(self._stepped)
 
     def transformation(self) -> optax.GradientTransformationExtraArgs:
         """Return the pair of functions that optax knows."""
@@ -61,6 +64,14 @@ class LossScale:
         self, grads: Tree, state: LossScaleState, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, LossScaleState]:
         """Return what is to be added to the parameters, and the next state."""
+        if self.adam is None:
+            return self._updated(grads, state, params, **extra_args)
+        result: tuple[Tree, LossScaleState] = self._update(grads, state, params)
+        return result
+
+    def _updated(
+        self, grads: Tree, state: LossScaleState, params: Tree | None, **extra_args: Any
+    ) -> tuple[Tree, LossScaleState]:
         state = _ready(state, grads, params)
 
         def taken(unscaled: Tree) -> tuple[Tree, Any]:
@@ -74,6 +85,16 @@ class LossScale:
 
     def step(self, grads: Tree, state: LossScaleState, params: Tree) -> tuple[Tree, LossScaleState]:
         """Return the next parameters and the next state."""
+        result: tuple[Tree, LossScaleState] = (
+            self._stepped(grads, state, params)
+            if self.adam is None
+            else self._step(grads, state, params)
+        )
+        return result
+
+    def _stepped(
+        self, grads: Tree, state: LossScaleState, params: Tree
+    ) -> tuple[Tree, LossScaleState]:
         state = _ready(state, grads, params)
         return self._taken(
             grads,
