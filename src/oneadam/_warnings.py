@@ -7,8 +7,8 @@ import warnings
 
 
 def warn(message: str) -> None:
-    """Warn, on behalf of the first caller outside of this package."""
+    """Warn, on behalf of the first caller outside of this package, and of JAX which traces it."""
     level = 1
-    while sys._getframe(level).f_globals.get("__name__", "").startswith("oneadam."):
+    while sys._getframe(level).f_globals.get("__name__", "").startswith(("oneadam.", "jax.")):
         level += 1
     warnings.warn(message, stacklevel=level + 1)

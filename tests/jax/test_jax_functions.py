@@ -748,3 +748,45 @@ def test_a_call_that_is_skipped_changes_nothing_but_its_counter() -> None:
     same(after, params)
     same(skipped._replace(skipped_calls=state.skipped_calls), state)
     assert metrics(skipped)["skipped_calls"] == 1
+
+
+def test_a_flush_that_would_leave_out_the_rest_of_a_chain_is_refused() -> None:
+    own = adam(0.1, gradient_accumulation_steps=2)
+    params = {"kernel": jnp.ones(3)}
+    state = optax.chain(own, optax.scale(0.0)).init(params)
+    with pytest.raises(TypeError, match="ends with EmptyState"):
+        flush(own, state, params)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,)])
+def test_a_learning_rate_is_one_number(shape: tuple[int, ...]) -> None:
+    params = {"kernel": jnp.ones(3), "bias": jnp.ones(())}
+    with pytest.raises(ValueError, match="learning_rate must be one number"):
+        adam(lambda calls: jnp.full(shape, 0.1)).init(params)
+    state = adam().init(params)
+    with pytest.raises(ValueError, match="learning_rate must be one number"):
+        jax.jit(set_learning_rate)(state, jnp.full(shape, 0.1))
+
+
+def test_a_state_of_another_precision_is_refused() -> None:
+    params = {"kernel": jnp.ones(3)}
+    transformation = adam(global_clipnorm=1.0)
+    state = transformation.init(params)
+    with jax.enable_x64(True), pytest.raises(ValueError, match="jax_enable_x64"):
+        transformation.update(params, state, params)
+    narrow = state._replace(momentum={"kernel": jnp.zeros(3, jnp.bfloat16)})
+    with pytest.raises(ValueError, match="momentum differs"):
+        transformation.update(params, narrow, params)
+
+
+def test_averages_of_other_parameters_are_refused() -> None:
+    state = adam(use_ema=True).init({"kernel": jnp.ones(3)})
+    with pytest.raises(ValueError, match="average has"):
+        averaged(state, {"kernel": jnp.ones(1)})
+
+
+def test_the_rates_of_several_models_are_set_by_mapping() -> None:
+    transformation = adam()
+    states = jax.vmap(transformation.init)({"kernel": jnp.ones((2, 3))})
+    states = jax.vmap(set_learning_rate)(states, jnp.asarray([0.25, 0.5]))
+    assert states.rates.learning_rate.tolist() == [0.25, 0.5]

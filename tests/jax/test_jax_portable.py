@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -729,3 +730,20 @@ def test_what_is_loaded_is_a_state_like_another() -> None:
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
         assert isinstance(one, jax.Array)
         assert (one.dtype, one.shape, one.weak_type) == (other.dtype, other.shape, other.weak_type)
+
+
+def test_a_state_and_a_transformation_that_differ_are_refused(tmp_path: Path) -> None:
+    params = {"kernel": jnp.ones(3)}
+    plain, averaging = adam(), adam(use_ema=True)
+    for state, transformation in ((plain.init(params), averaging), (averaging.init(params), plain)):
+        with pytest.raises(ValueError, match="average"):
+            save(tmp_path / "adam.safetensors", transformation, state, params)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_betas_that_a_state_has_are_those_that_are_saved(tmp_path: Path) -> None:
+    params = {"kernel": jnp.ones(3)}
+    state = adam(0.1, beta_1=0.5, beta_2=0.99).init(params)
+    save(tmp_path / "adam.safetensors", adam(), state, params)
+    config = json.loads(checkpoint.read(tmp_path / "adam.safetensors")[1]["config"])
+    assert (config["learning_rate"], config["beta_1"], config["beta_2"]) == (0.1, 0.5, 0.99)

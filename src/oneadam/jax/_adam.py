@@ -60,9 +60,11 @@ class Adam:
         self.exclusions = exclusions
         self.window = own.checked.gradient_accumulation_steps or 1
         self._warned_of: set[tuple[str, ...]] = set()
-        self._update = compiled_from_python(partial(self._taken, _difference))
-        self._step = compiled_from_python(partial(self._taken, _value))
-        self._flush = compiled_from_python(self._flushed)
+        # With arrays as arguments it is made anew for every call (optax.inject_hyperparams).
+        is_kept = not own.arrays
+        self._update = compiled_from_python(partial(self._taken, _difference), is_kept)
+        self._step = compiled_from_python(partial(self._taken, _value), is_kept)
+        self._flush = compiled_from_python(self._flushed, is_kept)
 
     def transformation(self) -> optax.GradientTransformationExtraArgs:
         """Return the pair of functions that optax knows."""
@@ -115,11 +117,18 @@ class Adam:
             "gradient_accumulator": self.window > 1,
         }
 
-    def _check_state(self, state: Any) -> None:
+    def check_state(self, state: Any) -> None:
+        """Refuse a state of another kind, configuration or precision."""
         if not isinstance(state, AdamState):
             raise TypeError(
                 f"state must be an AdamState, received {type(state).__name__}; make it with"
-                " init(params)"
+                " init(params), or restore it with jax.eval_shape(init, params) as the target"
+            )
+        if state.rates.learning_rate.dtype != _numbers.real() or state.calls.dtype != np.uint32:
+            raise ValueError(
+                f"state must have numbers of {_numbers.real()} and counters of uint32, received"
+                f" {state.rates.learning_rate.dtype} and {state.calls.dtype}; make it with"
+                " init(params) under the same jax_enable_x64, or cast it back"
             )
         others = [
             f"{'without' if is_used else 'with'} {name}"
@@ -154,7 +163,7 @@ class Adam:
         leaves, given = _trees.checked(jax.tree.map(lambda _: None, params), params)
         if self.window == 1 or not leaves:
             return params, state
-        self._check_state(state)
+        self.check_state(state)
         is_open = state.accumulated_calls > 0
         rates = _rates.now(self.own, state.calls, state.rates)
         state = state._replace(rates=_where(is_open, rates, state.rates))
@@ -172,7 +181,7 @@ class Adam:
         leaves, given = _trees.checked(grads, params)
         if not leaves:
             return params, state
-        self._check_state(state)
+        self.check_state(state)
         self._check_present(_trees.names(params), given)
         rates = _rates.now(self.own, state.calls, state.rates)
         before = _counting_absences(state._replace(rates=rates), given)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 
-def compiled_from_python(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled_from_python(function: Callable[..., Any], is_kept: bool = True) -> Callable[..., Any]:
     """Return a function that is compiled when it is called with arrays.
 
     Each operation by itself would be slow, and each branch compiled anew in every call. Traced code
@@ -18,7 +18,10 @@ def compiled_from_python(function: Callable[..., Any]) -> Callable[..., Any]:
     Args:
         function: of pytrees; it must do the same whenever these have the same structure, shapes
             and dtypes.
+        is_kept: whether it lasts for more than one call; if not, it is left as it is.
     """
+    if not is_kept:
+        return function
     compiled = jax.jit(function)
 
     def call(*trees: Any) -> Any:
@@ -29,4 +32,6 @@ def compiled_from_python(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_plain(leaf: Any) -> bool:
-    return isinstance(leaf, (jax.Array, np.ndarray)) and not isinstance(leaf, jax.core.Tracer)
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic)) and not isinstance(
+        leaf, jax.core.Tracer
+    )

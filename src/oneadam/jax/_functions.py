@@ -49,10 +49,19 @@ def flush(transformation: Any, state: Tree, params: Tree) -> tuple[Tree, Tree]:
 
     Args:
         transformation: what `adam` or `loss_scale` returned.
-        state: of it, or of anything that it is a part of.
+        state: of it, or of a chain that ends with it.
         params: the parameters.
     """
     adam, _ = ours("flush", transformation)
+    last = state
+    while type(last) is tuple and last:
+        last = last[-1]
+    if not isinstance(last, (AdamState, LossScaleState)):
+        raise TypeError(
+            "state must be that of the transformation, or of a chain that ends with it, received"
+            f" one that ends with {type(last).__name__}; what is done to updates after ours would"
+            " be left out, so fill the window instead"
+        )
     params, flushed = adam.flush(_within.only(state, AdamState), params)
     return params, _within.in_each(state, AdamState, lambda _: flushed)
 
@@ -87,7 +96,7 @@ def set_learning_rate(state: Tree, learning_rate: Any) -> Tree:
     if not isinstance(learning_rate, jax.core.Tracer):
         learning_rate = _arguments.number("learning_rate", learning_rate, _arguments.LEARNING_RATE)
     _within.found(state, AdamState)
-    rate = _numbers.number(learning_rate)
+    rate = _numbers.rate(learning_rate)
 
     def with_rate(own: AdamState) -> AdamState:
         # Elsewhere it would be another kind of argument to compiled code.
@@ -118,6 +127,11 @@ def averaged(state: Tree, params: Tree) -> Tree:
 def _average_or_parameter(averaged: Any, average: Any, param: Any) -> Any:
     if _is_masked(average):
         return param
+    if average.shape != param.shape:
+        raise ValueError(
+            f"params must be those of the state, received a parameter of shape {param.shape} whose"
+            f" average has {average.shape}; pass the parameters that were trained"
+        )
     return jnp.where(averaged, average.astype(param.dtype), param)
 
 

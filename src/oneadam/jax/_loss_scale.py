@@ -136,6 +136,11 @@ class LossScale:
 
 def _ready(state: LossScaleState, grads: Tree, params: Tree | None) -> LossScaleState:
     """Return the state with the structure that it will have, skipped or not."""
+    if not isinstance(state, LossScaleState):
+        raise TypeError(
+            f"state must be a LossScaleState, received {type(state).__name__}; make it with"
+            " init(params) of the loss scale"
+        )
     if len(jax.tree.leaves(grads)) >= len(jax.tree.leaves(params)):
         return state
     return state._replace(inner=_within.in_each(state.inner, AdamState, with_absences))

@@ -27,6 +27,21 @@ def number(value: Any) -> Array:
     return jnp.asarray(value, real())
 
 
+def rate(value: Any) -> Array:
+    """Return a learning rate in the dtype of numbers.
+
+    Raises:
+        ValueError: it is not one number.
+    """
+    array = number(value)
+    if array.ndim:
+        raise ValueError(
+            f"learning_rate must be one number, received an array of shape {array.shape}; return"
+            " one of shape (), and for several models map over them with jax.vmap"
+        )
+    return array
+
+
 def counter(count: Any = 0) -> Array:
     """Return a counter, or a row of them: uint32, the low and the high word.
 

@@ -27,7 +27,7 @@ def first(own: Arguments) -> Rates:
         rate = rate(_numbers.as_step(_numbers.counter()))
     betas = (own.value("beta_1"), own.value("beta_2"))
     return Rates(
-        _numbers.number(0.0 if callable(rate) else rate),
+        _numbers.rate(0.0 if callable(rate) else rate),
         *(_numbers.weights(0.0 if callable(beta) else beta) for beta in betas),
     )
 
@@ -47,7 +47,7 @@ def now(own: Arguments, calls: Array, before: Rates) -> Rates:
         if name in own.arrays:
             found[name] = _converted(name, value)
         elif name == "learning_rate" and own.checked.takes_calls:
-            found[name] = _numbers.number(value(_numbers.as_step(calls)))
+            found[name] = _numbers.rate(value(_numbers.as_step(calls)))
         elif callable(value):
             asked.append(name)
     if asked:
@@ -57,7 +57,7 @@ def now(own: Arguments, calls: Array, before: Rates) -> Rates:
 
 
 def _converted(name: str, value: Any) -> Any:
-    return _numbers.number(value) if name == "learning_rate" else _numbers.weights(value)
+    return _numbers.rate(value) if name == "learning_rate" else _numbers.weights(value)
 
 
 def _asked(hyperparameters: Hyperparameters) -> Rates:

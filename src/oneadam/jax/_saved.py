@@ -47,6 +47,7 @@ def arrays(
     adam: Adam, state: AdamState, scale: LossScaleState | None, params: Tree
 ) -> dict[str, Array]:
     """Return a state as arrays of NumPy, by name."""
+    adam.check_state(state)
     h = _as_it_is(adam, state)
     owners = _owners(state, params)
     _state.check_distinct(h.name, owners)
@@ -104,6 +105,7 @@ def restored(
     Raises:
         ValueError: something is missing, unexpected, or of another shape or dtype.
     """
+    adam.check_state(state)
     owners = _owners(state, params)
     slots: dict[str, _state.Slot] = {}
     for name, leaf in owners.items():
@@ -157,13 +159,23 @@ def _owners(state: AdamState, params: Tree) -> dict[str, Any]:
 
 
 def _as_it_is(adam: Adam, state: AdamState) -> Hyperparameters:
-    """Return the hyperparameters with the learning rate that the state has."""
+    """Return the hyperparameters with the numbers that the state has for the rates."""
     h = adam.own.checked
+    found: dict[str, float] = {}
     rate = state.rates.learning_rate
-    if callable(h.learning_rate) or rate == _numbers.number(h.learning_rate):
-        return h  # as it was written, not rounded
-    # The shortest number that rounds to it: what was 0.1 before it was float32 is 0.1 again.
-    return dataclasses.replace(h, learning_rate=float(str(np.asarray(rate)[()])))
+    # What is the same stays as it was written, not rounded.
+    if not callable(h.learning_rate) and rate != _numbers.number(h.learning_rate):
+        found["learning_rate"] = _shortest(rate)
+    for name in ("beta_1", "beta_2"):
+        beta, kept = getattr(h, name), getattr(state.rates, name).complement
+        if not callable(beta) and kept != _numbers.weights(beta).complement:
+            found[name] = _shortest((1.0 - np.float64(kept)).astype(kept.dtype))
+    return dataclasses.replace(h, **found)  # type: ignore[arg-type]
+
+
+def _shortest(number: Any) -> float:
+    """Return the shortest number that rounds to one: 0.1 that was made float32 is 0.1 again."""
+    return float(str(np.asarray(number)[()]))
 
 
 def _columns(adam: Adam, state: AdamState) -> dict[str, Array]:
@@ -211,7 +223,8 @@ def _with_arrays(
     if state.average is not None and any(flags) and not all(flags):
         # What was never trained has no average in other doors: here it is the parameter so far.
         leaves = [
-            average if flag else _trees.placed(param, average)
+            # A copy, for both may be donated.
+            average if flag else _trees.placed(jnp.array(param, copy=True), average)
             for average, flag, param in zip(
                 jax.tree.leaves(new[_state.AVERAGE]), flags, owners.values(), strict=True
             )

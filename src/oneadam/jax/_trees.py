@@ -108,14 +108,16 @@ def as_array(leaf: Array) -> Array:
 
 def check_alike(what: str, tree: Tree, params: Tree) -> None:
     """Refuse a tree of the state that is of other parameters, or of others in other places."""
-    found, wanted = (
-        {name: leaf.shape for name, leaf in named(each).items()} for each in (tree, params)
-    )
+    found = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in named(tree).items()}
+    wanted = {
+        name: (leaf.shape, np.dtype(arrays.compute_dtype(leaf, jnp)).name)
+        for name, leaf in named(params).items()
+    }
     if list(found.items()) != list(wanted.items()):
         names = [name for name in wanted | found if found.get(name) != wanted.get(name)]
         raise ValueError(
             f"state must be that of these parameters, received one whose {what} differs in paths,"
-            f" shapes or order, at {_messages.listed(names or list(wanted))}; make it with"
+            f" shapes, dtypes or order, at {_messages.listed(names or list(wanted))}; make it with"
             " init(params)"
         )
 
