@@ -63,6 +63,8 @@ class Reach:
         self.oracle = oracle
         self.largest: dict[tuple[str, str], np.ndarray] = {}
         self.gathered = {key: np.zeros(len(w)) for key, w in oracle.values.items()}
+        self.steepest = dict.fromkeys(oracle.values, 1.0)
+        """How much larger than a change of the first moment that of a value may be."""
         self.tell_state()
 
     def tell(self, key: str, what: str, numbers: Any) -> None:
@@ -94,6 +96,7 @@ class Reach:
             self.tell(key, "velocity", (1.0 - betas[1]) * coarse * np.abs(g))
             self.tell(key, "velocity_hat", self.largest[key, "velocity"])
             alpha, epsilon = oracle.scalars[key]
+            self.steepest[key] = max(self.steepest[key], alpha / epsilon)
             v = np.array((oracle.velocity_hat if oracle.amsgrad else oracle.velocity)[key])
             self.tell(key, "momentum", oracle.momentum[key])
             # Below the smallest normal number, the spacing of a numerator shrinks no further.
@@ -287,6 +290,8 @@ class Run:
         if getattr(self.door, "flushes_subnormals", False):
             # Every product and sum may lose as much as the smallest normal number.
             lost = self.oracle.updates * float(np.finfo(self.oracle.compute_dtype(key)).tiny)
+            if what in ("value", "average"):
+                lost *= self.reach.steepest[key]
             with np.errstate(invalid="ignore"):
                 is_lost = np.abs(np.array(flat(answer)) - np.array(numbers)) <= lost
             off = np.where(is_lost, 0.0, off)
