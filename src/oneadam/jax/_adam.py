@@ -247,9 +247,9 @@ class Adam:
             result: what is returned for a parameter, from its values before and after.
         """
         rows, state, _ = call
-        divisor = jnp.maximum(state.accumulated_calls, least)
         if condition is None:
             return self._updated(call, 1, result)
+        divisor = jnp.maximum(state.accumulated_calls, least)
         # Accumulators do not pass through here: the compiler would copy them, update or not.
         sums = state.gradient_accumulator
         state = state._replace(gradient_accumulator=None)

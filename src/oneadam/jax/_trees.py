@@ -16,7 +16,6 @@ from oneadam._engines import arrays
 
 Array = Any
 Tree = Any
-Structure = Any
 
 
 def named(tree: Tree) -> dict[str, Any]:
