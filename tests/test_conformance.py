@@ -233,6 +233,15 @@ def test_many_nonfinite_calls_and_recoveries_under_a_dynamic_loss_scale(door: An
     through(door, constant(config, steps=steps, loss_scale=scale))
 
 
+def test_a_narrow_gradient_of_a_wide_parameter_is_unscaled_as_wide_as_the_parameter(
+    door: Any,
+) -> None:
+    variables = [Variable(f"of_{dtype}", (7,), "float64") for dtype in ("bf", "half", "single")]
+    step = Call(tuple(Gradient(dtype) for dtype in ("bfloat16", "float16", "float32")))
+    scale = {"initial_scale": 3.0}
+    through(door, constant(steps=(step, step), variables=tuple(variables), loss_scale=scale))
+
+
 def test_metrics_tell_what_the_last_call_used(door: Any) -> None:
     optimizer = door.Adam(learning_rate=ByCalls(0.1), global_clipnorm=2.0)
     variables = [np.zeros(2, np.float32), np.zeros((), np.float32)]

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from oneadam import _loss_scale
+from oneadam._engines import arrays
 from oneadam._loss_scale import Settings
 from oneadam.jax import _numbers, _shards, _trees, _within
 from oneadam.jax._adam import Adam, with_absences
@@ -81,7 +82,7 @@ class LossScale:
             return result
 
         near = grads if params is None else params
-        return self._taken(grads, state, taken, lambda shapes: _trees.zeros_of(shapes, near))
+        return self._taken(grads, state, params, taken, lambda shapes: _trees.zeros_of(shapes, near))
 
     def step(self, grads: Tree, state: LossScaleState, params: Tree) -> tuple[Tree, LossScaleState]:
         """Return the next parameters and the next state."""
@@ -99,6 +100,7 @@ class LossScale:
         return self._taken(
             grads,
             state,
+            params,
             lambda unscaled: stepped(self.inner, unscaled, state.inner, params),
             lambda _: params,
         )
@@ -107,11 +109,12 @@ class LossScale:
         self,
         grads: Tree,
         state: LossScaleState,
+        params: Tree | None,
         taken: Callable[[Tree], tuple[Tree, Any]],
         skipped: Callable[[Tree], Tree],
     ) -> tuple[Tree, LossScaleState]:
         def unscaled() -> Tree:
-            return jax.tree.map(lambda leaf: _unscaled(leaf, state.scale), grads)
+            return _unscaled(grads, state.scale, params)
 
         # Of the shapes that the other branch is to return.
         result = jax.eval_shape(lambda: taken(unscaled()))[0]
@@ -161,11 +164,23 @@ def stepped(transformation: Any, grads: Tree, state: Any, params: Tree) -> tuple
     return optax.apply_updates(params, updates), state
 
 
-def _unscaled(leaf: Array, scale: Array) -> Array:
-    if not jnp.issubdtype(getattr(leaf, "dtype", np.bool_), jnp.inexact):
-        return leaf  # for the transformation inside to refuse
-    computed = np.promote_types(leaf.dtype, np.float32)
-    return leaf.astype(computed) / scale.astype(computed)
+def _unscaled(grads: Tree, scale: Array, params: Tree | None) -> Tree:
+    """Return the gradients over the scale, as wide as what their parameters are computed in."""
+
+    def over(grad: Any, param: Any) -> Any:
+        if not jnp.issubdtype(getattr(grad, "dtype", np.bool_), jnp.inexact):
+            return grad  # for the transformation inside to refuse
+        computed = np.promote_types(grad.dtype, np.float32)
+        if jnp.issubdtype(getattr(param, "dtype", np.bool_), jnp.floating):
+            computed = np.promote_types(computed, arrays.compute_dtype(param, jnp))
+        return grad.astype(computed) / scale.astype(computed)
+
+    def is_none(leaf: Any) -> bool:
+        return leaf is None
+
+    # Another structure is also for the transformation inside to refuse.
+    same = jax.tree.structure(grads, is_none) == jax.tree.structure(params, is_none)
+    return jax.tree.map(over, grads, params if same else grads, is_leaf=is_none)
 
 
 def _next(state: LossScaleState, finite: Array, settings: Settings) -> LossScaleState:
