@@ -64,7 +64,7 @@ class Reach:
         self.largest: dict[tuple[str, str], np.ndarray] = {}
         self.gathered = {key: np.zeros(len(w)) for key, w in oracle.values.items()}
         self.steepest = dict.fromkeys(oracle.values, 1.0)
-        """How much larger than a change of the first moment that of a value may be."""
+        """How many times as much as a first moment, or its product with the rate, a value may lose."""
         self.tell_state()
 
     def tell(self, key: str, what: str, numbers: Any) -> None:
@@ -96,7 +96,7 @@ class Reach:
             self.tell(key, "velocity", (1.0 - betas[1]) * coarse * np.abs(g))
             self.tell(key, "velocity_hat", self.largest[key, "velocity"])
             alpha, epsilon = oracle.scalars[key]
-            self.steepest[key] = max(self.steepest[key], alpha / epsilon)
+            self.steepest[key] = max(self.steepest[key], max(alpha, 1.0) / epsilon)
             v = np.array((oracle.velocity_hat if oracle.amsgrad else oracle.velocity)[key])
             self.tell(key, "momentum", oracle.momentum[key])
             # Below the smallest normal number, the spacing of a numerator shrinks no further.
