@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,8 +52,14 @@ def jax_door() -> Any:
     return jax_as_numpy
 
 
-READY = ("numpy", "torch", "torch as on a device")
-COMPILED = ("jax", "jax with 64 bits")
+BACKEND = os.environ.get("KERAS_BACKEND")
+"""Where it is set, Keras's door is tested on it; it may be chosen once for a process."""
+READY, COMPILED = {
+    None: (("numpy", "torch", "torch as on a device"), ("jax", "jax with 64 bits")),
+    "torch": (("keras",), ()),
+    "tensorflow": (("keras",), ("keras compiled",)),
+    "jax": ((), ("keras",)),
+}[BACKEND]
 
 
 @contextmanager
@@ -60,6 +67,10 @@ def opened(name: str) -> Iterator[Any]:
     """A module with `Adam` and `LossScaleOptimizer`."""
     if name == "numpy":
         yield numpy_door
+    elif name.startswith("keras"):
+        import keras_as_numpy
+
+        yield keras_as_numpy.COMPILED if "compiled" in name else keras_as_numpy
     elif name.startswith("jax"):
         found = jax_door()
         import jax

@@ -69,5 +69,5 @@ def clipping(
     return Scaling(
         factors / divisor,
         None if gradient_norm is None else gradient_norm / divisor,
-        factors.min() if len(factors) else 1.0,
+        xp.min(factors) if factors.shape[0] else 1.0,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -53,11 +54,18 @@ class Adam:
     Args:
         own: the arguments.
         exclusions: from weight decay.
+        constraints: what new values of some parameters are put through, by their numbers.
     """
 
-    def __init__(self, own: Arguments, exclusions: Exclusions) -> None:
+    def __init__(
+        self,
+        own: Arguments,
+        exclusions: Exclusions,
+        constraints: Mapping[int, Callable[[Array], Array]] = MappingProxyType({}),
+    ) -> None:
         self.own = own
         self.exclusions = exclusions
+        self._constraints = constraints
         self.window = own.checked.gradient_accumulation_steps or 1
         self._warned_of: set[tuple[str, ...]] = set()
         # With arrays as arguments it is made anew for every call (optax.inject_hyperparams).
@@ -182,7 +190,7 @@ class Adam:
         if not leaves:
             return params, state
         self.check_state(state)
-        self._check_present(_trees.names(params), given)
+        self.check_present(_trees.names(params), given)
         rates = _rates.now(self.own, state.calls, state.rates)
         before = _counting_absences(state._replace(rates=rates), given)
         call, is_done = _Call(_rows(params, given, state), before, None), None
@@ -204,7 +212,8 @@ class Adam:
             new = new._replace(skipped_calls=_numbers.counted(state.skipped_calls, ~is_done))
         return _trees.rebuilt(params, after), new
 
-    def _check_present(self, names: Sequence[str], given: Leaves) -> None:
+    def check_present(self, names: Sequence[str], given: Leaves) -> None:
+        """Refuse a call without any gradient, and warn of parameters that have none."""
         missing = tuple(n for n, grad in zip(names, given, strict=True) if grad is None)
         if len(missing) == len(given):
             raise ValueError(_messages.no_gradient())
@@ -289,7 +298,8 @@ class Adam:
             dtype = arrays.compute_dtype(row.param, jnp)
             scalars = _update.of_parameter(own, s, number, own_factors, decayed[number], dtype)
             takes = None if takes_part is None else takes_part[number]
-            after.append(_update.updated(own, row, scalars, takes, overwrites))
+            constraint = self._constraints.get(number)
+            after.append(_update.updated(own, row, scalars, takes, overwrites, constraint))
         state = _with_trees(state._replace(gradient_accumulator=None), after)._replace(
             updates=updates,
             accumulated_calls=jnp.zeros_like(state.accumulated_calls),

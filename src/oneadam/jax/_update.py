@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -143,7 +144,12 @@ def of_parameter(
 
 
 def updated(
-    own: Arguments, row: Buffers, s: Scalars, takes_part: Array | None, overwrites: Array | None
+    own: Arguments,
+    row: Buffers,
+    s: Scalars,
+    takes_part: Array | None,
+    overwrites: Array | None,
+    constraint: Callable[[Array], Array] | None,
 ) -> Buffers:
     """Return the buffers of a parameter after an update; the accumulator stays as it is.
 
@@ -153,20 +159,31 @@ def updated(
         s: its scalars.
         takes_part: bool, whether a call of the window has given it a gradient; None: one has.
         overwrites: bool, whether parameters become their averages; None: they do not.
+        constraint: what every new value of the parameter is put through, if anything.
     """
     numbers = (own.value("loss_scale_factor"), own.value("clipvalue"))
-    after: Buffers = _updated(row, s, *numbers, takes_part, overwrites)
+    after: Buffers = _updated(row, s, *numbers, takes_part, overwrites, constraint)
     return after
 
 
-@jax.jit  # traced once for all parameters of one shape
+@partial(jax.jit, static_argnums=6)  # traced once for all parameters of one shape
 def _updated(
-    row: Buffers, s: Scalars, loss_scale: Any, limit: Any, takes_part: Any, overwrites: Any
+    row: Buffers,
+    s: Scalars,
+    loss_scale: Any,
+    limit: Any,
+    takes_part: Any,
+    overwrites: Any,
+    constraint: Callable[[Array], Array] | None,
 ) -> Buffers:
+    def constrained(param: Array) -> Array:
+        return param if constraint is None else constraint(param).astype(param.dtype)
+
     options = Options(loss_scale, limit, decays=s.decay is not None)
     after = before = row._replace(grad=None, average=None)
     if row.grad is not None or row.accumulator is not None:
         after = arrays.update(row._replace(average=None), s, options, _Namespace)
+        after = after._replace(param=constrained(after.param))
         if takes_part is not None:
             after = jax.tree.map(lambda a, b: jnp.where(takes_part, a, b), after, before)
     if row.average is None:
@@ -174,7 +191,7 @@ def _updated(
     after = arrays.average(after._replace(average=row.average), s, options, jnp)
     if overwrites is None:
         return after
-    average = after.average.astype(after.param.dtype)
+    average = constrained(after.average.astype(after.param.dtype))
     return after._replace(param=jnp.where(overwrites, average, after.param))
 
 

@@ -43,6 +43,7 @@ class Vectors:
         """Return the same numbers in another shape."""
         return self.asarray(value).reshape(shape)
 
+    min = staticmethod(torch.min)
     sqrt = staticmethod(torch.sqrt)
     expm1 = staticmethod(torch.expm1)
     log = staticmethod(torch.log)

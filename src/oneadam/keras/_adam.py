@@ -1,0 +1,686 @@
+"""The optimizer for Keras."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from importlib import import_module
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from oneadam import _configuration, _exclusions, _messages, _state
+from oneadam._exclusions import Exclusions
+from oneadam._hyperparameters import Hyperparameters
+from oneadam._messages import listed
+from oneadam._warnings import warn
+from oneadam.keras import _rows, _run, _saved, _slots
+from oneadam.keras._run import Engine, Overwritten, Run
+from oneadam.schedules import LearningRateSchedule
+
+Variable = Any
+Tensor = Any
+Number = Any
+
+_CHANGEABLE = (*_run.NUMBERS, *_run.BETAS)
+"""Arguments that may be assigned other numbers at any time, and that compiled code then sees."""
+_FIXED = ("amsgrad", "use_ema", "ema_overwrite_frequency", "gradient_accumulation_steps",
+          "epsilon_hat", "on_nonfinite")  # fmt: skip
+
+
+@keras.saving.register_keras_serializable(package="oneadam")
+class Adam(keras.optimizers.Optimizer):
+    """Adam as the documentation of `keras.optimizers.Adam` describes it, for every backend.
+
+    It takes the place of `keras.optimizers.Adam` and `AdamW`. float32 and float64 variables are
+    computed in their own dtype, float16 and bfloat16 in float32, in which their state is kept.
+    What a call does, step by step, is in `docs/definition.md`.
+
+    Args:
+        learning_rate: number >= 0, a schedule of Keras or of `oneadam.schedules`, a function of
+            the number of finished calls, or a function without arguments, called once every call.
+        beta_1: number in [0, 1), or a function without arguments; of the first moment.
+        beta_2: number in [0, 1), or a function without arguments; of the second moment.
+        epsilon: number > 0, added to the root of the second moment.
+        amsgrad: bool, divide by the largest second moment so far.
+        weight_decay: None or number >= 0; decoupled, times the learning rate.
+        clipnorm: None or number > 0, the largest norm of each variable's gradient.
+        clipvalue: None or number > 0, the largest magnitude of a gradient's element.
+        global_clipnorm: None or number > 0, the largest norm of all gradients together.
+        use_ema: bool, keep an exponential moving average of the variables.
+        ema_momentum: number in [0, 1], the weight of the average so far.
+        ema_overwrite_frequency: None or int >= 1; every so many updates the variables become
+            their averages.
+        loss_scale_factor: None or number > 0, what `scale_loss` multiplies the loss by and
+            what the gradients are divided by.
+        gradient_accumulation_steps: None or int >= 1, the number of calls whose mean gradient
+            makes one update.
+        name: None or non-empty str; None makes one up, as Keras does.
+        epsilon_hat: bool; False corrects epsilon for the bias, as PyTorch and optax do.
+        on_nonfinite: "propagate", "skip" or (PyTorch only) "raise": what an inf or NaN does.
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind or outside its range.
+
+    Source: D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015.
+
+    Example:
+        >>> import keras
+        >>> from oneadam.keras import Adam
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile(optimizer=Adam(0.1, global_clipnorm=1.0), loss="mse")
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta_1: Any = 0.9,
+        beta_2: Any = 0.999,
+        epsilon: Number = 1e-7,
+        amsgrad: bool = False,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
+        use_ema: bool = False,
+        ema_momentum: Number = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Number | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        epsilon_hat: bool = True,
+        on_nonfinite: str = "propagate",
+    ) -> None:
+        given = {k: v for k, v in locals().items() if k not in ("self", "__class__", "name")}
+        if isinstance(learning_rate, keras.Variable):
+            given["learning_rate"] = float(_rows.fetched(learning_rate))
+        h = Hyperparameters(**given, name="adam" if name is None else name)
+        if h.on_nonfinite == "raise" and _rows.backend_name() != "torch":
+            raise ValueError(
+                "on_nonfinite must be 'propagate' or 'skip' on the backend"
+                f" {_rows.backend_name()!r}, whose compiled steps cannot raise, received 'raise';"
+                " use 'skip', and look at metrics()['skipped_calls']"
+            )
+        object.__setattr__(self, "_own", _Own(h))
+        rate = h.learning_rate
+        super().__init__(learning_rate=rate if callable(rate) else float(rate), name=name)
+        self._own.hyperparameters = dataclasses.replace(h, name=self.name)
+        self._own.is_made = True
+        if isinstance(rate, float):
+            self._learning_rate_in_a_variable(rate)
+
+    def _learning_rate_in_a_variable(self, rate: float) -> None:
+        """Keep the learning rate in the dtype that the scalars of an update are computed in."""
+        if isinstance(self._learning_rate, keras.Variable):
+            self._untrack_variable(self._learning_rate)
+        with keras.name_scope(self.name, caller=self):
+            self._learning_rate = keras.Variable(
+                rate,
+                dtype=_number_dtype(),
+                trainable=False,
+                name="learning_rate",
+                aggregation="only_first_replica",
+            )
+
+    # Arguments that may be assigned.
+
+    def _argument(self, name: str) -> Any:
+        return getattr(self._own.hyperparameters, name)
+
+    def _assign(self, name: str, value: Any) -> None:
+        own = self._own
+        if not own.is_made:
+            return  # Keras's own way to keep what it is made with
+        before = getattr(own.hyperparameters, name)
+        changed = dataclasses.replace(own.hyperparameters, **{name: value})
+        after = getattr(changed, name)
+        if self.built and (name in _FIXED or _kind(before) != _kind(after)):
+            if before == after:
+                return
+            raise ValueError(
+                f"{name} must stay {_said(before)} once the optimizer is built, for its state and"
+                f" its compiled steps depend on that, received {after!r}; make another optimizer"
+            )
+        own.hyperparameters = changed
+        if own.run is not None:
+            _rows.check_trained(changed, own.run.rows)
+            own.run.hyperparameters = changed
+            if own.run.numbers is not None:
+                own.run.numbers.assign(_run.numbers_of(changed))
+
+    @property
+    def learning_rate(self) -> Any:
+        """The learning rate of the next call: a variable, or what a schedule or function says.
+
+        Assign a number, schedule or function; it takes effect at the next call.
+        """
+        return self._get_current_learning_rate()
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        if isinstance(value, keras.Variable) or ops.is_tensor(value):
+            self._learning_rate.assign(value)
+            return
+        changed = dataclasses.replace(self._own.hyperparameters, learning_rate=value)
+        if self.built and _kind(changed.learning_rate) != _kind(self._argument("learning_rate")):
+            # Steps that are compiled already cannot be told.
+            self._own.run, self._own.engine = None, None
+        self._own.hyperparameters = changed
+        rate = changed.learning_rate
+        if isinstance(rate, float):
+            if isinstance(self._learning_rate, keras.Variable):
+                self._learning_rate.assign(rate)
+            else:
+                self._learning_rate_in_a_variable(rate)
+        else:
+            if isinstance(self._learning_rate, keras.Variable):
+                self._untrack_variable(self._learning_rate)
+            self._learning_rate = rate
+        if self.built:
+            self._start()
+
+    def _get_current_learning_rate(self) -> Any:
+        rate = self._learning_rate
+        if isinstance(rate, keras.Variable) or not callable(rate):
+            return rate
+        return rate(self._iterations) if self._own.hyperparameters.takes_calls else rate()
+
+    # Building.
+
+    def build(self, variables: Sequence[Variable]) -> None:
+        """Make the state for variables; the first call of `apply` does it where it is not done.
+
+        Args:
+            variables: of Keras or TensorFlow, of a real floating dtype.
+
+        Raises:
+            TypeError, ValueError: a variable cannot be trained.
+        """
+        if self.built:
+            return
+        variables = list(variables)
+        own = self._own
+        if len({self._var_key(variable) for variable in variables}) != len(variables):
+            raise ValueError(
+                "variables must be given once each, received one of them twice; pass"
+                " model.trainable_variables"
+            )
+        trained = [variable for variable in variables if not _rows.is_overwritten(variable)]
+        _rows.check_trained(own.hyperparameters, trained)
+        _state.check_distinct(self.name, dict.fromkeys(_rows.names_of(variables)))
+        own.variables = variables
+        own.slots = _slots.made(
+            own.hyperparameters,
+            trained,
+            len(variables) - len(trained),
+            self._variable,
+            self._variable_beside,
+        )
+        own.numbers = self._variable((len(_run.numbers_of(own.hyperparameters)),),
+                                     _number_dtype(), "numbers")  # fmt: skip
+        own.numbers.assign(_run.numbers_of(own.hyperparameters))
+        own.accumulators = {
+            self._var_key(variable): self._variable_beside(
+                variable, _rows.dtype_of(variable), _state.ACCUMULATOR
+            )
+            for variable in variables
+            if _rows.is_overwritten(variable) and self._accumulates()
+        }
+        self._trainable_variables_indices = {
+            self._var_key(variable): place for place, variable in enumerate(variables)
+        }
+        object.__setattr__(self, "_trainable_variables", variables)
+        self.built = True
+        self._start()
+
+    def _accumulates(self) -> bool:
+        return (self._own.hyperparameters.gradient_accumulation_steps or 1) > 1
+
+    def _start(self) -> None:
+        """Put together what an engine works on, and get one."""
+        own, key = self._own, self._var_key
+        names = dict(zip(map(key, own.variables), _rows.names_of(own.variables), strict=True))
+        excluded = {key(variable) for variable in own.excluded}
+        rows = [variable for variable in own.variables if not _rows.is_overwritten(variable)]
+        own.exclusions = own.exclusions.extended(
+            names=[names[key(variable)] for variable in own.excluded if key(variable) in names]
+        )
+        own.run = Run(
+            hyperparameters=own.hyperparameters,
+            rows=rows,
+            names=[names[key(variable)] for variable in rows],
+            decayed=[
+                key(row) not in excluded and not own.exclusions.covers(names[key(row)])
+                for row in rows
+            ],
+            overwritten=[
+                Overwritten(variable, own.accumulators.get(key(variable)))
+                for variable in own.variables
+                if _rows.is_overwritten(variable)
+            ],
+            slots=own.slots,
+            calls=self._iterations,
+            learning_rate=self._learning_rate
+            if isinstance(self._learning_rate, keras.Variable)
+            else None,
+            numbers=own.numbers,
+        )
+        backend = import_module(f"oneadam.keras._{_rows.backend_name()}")
+        own.engine = backend.Engine(own.run)
+
+    def _variable(self, shape: tuple[int, ...], dtype: str, name: str) -> Variable:
+        variable: Variable = self.add_variable(
+            shape=shape, dtype=dtype, name=name, aggregation="only_first_replica"
+        )
+        return variable
+
+    def _variable_beside(self, other: Variable, dtype: str, slot: str) -> Variable:
+        """Make a variable of another one's shape, where and how that lies."""
+        strategy = getattr(self, "_distribution_strategy", None)
+        name = f"{_rows.name_of(other).replace('/', '_').replace(':', '_')}_{slot}"
+        layout = getattr(other, "_layout", None)
+        with (
+            nullcontext()
+            if strategy is None
+            else strategy.extended.colocate_vars_with(getattr(other, "value", other))
+        ):
+            variable: Variable = self.add_variable(
+                shape=tuple(other.shape), dtype=dtype, name=name, layout=layout
+            )
+        return variable
+
+    # Calls.
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Take one call: update the variables with the gradients, or accumulate these.
+
+        Args:
+            grads: one for each variable, or None; of the variable's shape and any real floating
+                dtype.
+            trainable_variables: the variables that the gradients are of; optional once built.
+
+        Raises:
+            TypeError, ValueError: something does not fit; nothing has changed.
+        """
+        grads = list(grads)
+        if not grads:
+            return
+        if trainable_variables is None:
+            if not self.built:
+                raise ValueError(
+                    "When passing `grads` without `variables`, the optimizer must already be built"
+                    " on a list of variables. Call `optimizer.build(trainable_variables)` first."
+                )
+            variables = self._own.variables
+        else:
+            variables = list(trainable_variables)
+            if not self.built:
+                with keras.name_scope(self.name, caller=self):
+                    self.build(variables)
+            self._check_variables_are_known(variables)
+        if len(grads) != len(variables):
+            raise ValueError(
+                f"grads must have one entry for each of the {len(variables)} variables, received"
+                f" {len(grads)}; put None where there is no gradient"
+            )
+        given = self._by_variable(grads, variables)
+        run, engine = self._own.run, self._own.engine
+        assert run is not None
+        assert engine is not None
+        raw = [variable for variable, _ in run.overwritten]
+        with keras.name_scope(self.name, caller=self):
+            engine.take(*([given.get(self._var_key(v)) for v in part] for part in (run.rows, raw)))
+
+    def _by_variable(self, grads: list[Any], variables: list[Variable]) -> dict[Any, Tensor]:
+        """Return the gradients that there are, checked, by the keys of their variables."""
+        keys = [self._var_key(variable) for variable in variables]
+        if len(set(keys)) != len(keys):
+            raise ValueError(
+                "trainable_variables must have each variable once, received one of them twice;"
+                " add its gradients up"
+            )
+        missing = tuple(
+            _rows.name_of(variable)
+            for grad, variable in zip(grads, variables, strict=True)
+            if grad is None
+        )
+        if len(missing) == len(grads):
+            raise ValueError(
+                "No gradients provided for any variable: grads must have a gradient for at least"
+                " one, received None for every one; check that the loss depends on the variables"
+            )
+        found = {
+            key: _rows.checked_gradient(variable, grad)
+            for key, variable, grad in zip(keys, variables, grads, strict=True)
+            if grad is not None
+        }
+        if missing and missing not in self._own.warned_of:
+            self._own.warned_of.add(missing)
+            warn(
+                f"Gradients do not exist for variables {listed(missing)} in this call, which"
+                " leaves them as they are; if that is not meant, check that the loss depends on"
+                " them"
+            )
+        return found
+
+    def flush(self) -> None:
+        """Close an incomplete accumulation window with the mean over the calls that it has.
+
+        It counts as an update, not as a call. Where no window is open nothing happens.
+        """
+        if self._own.engine is not None and self._accumulates():
+            self._own.engine.flush()
+
+    @property
+    def iterations(self) -> Variable:
+        """The number of finished updates, a variable."""
+        return self._own.slots.updates if self.built else self._iterations
+
+    @property
+    def calls(self) -> int:
+        """The number of finished calls."""
+        return int(_rows.fetched(self._iterations))
+
+    @property
+    def updates(self) -> int:
+        """The number of finished updates."""
+        return int(_rows.fetched(self.iterations))
+
+    def metrics(self) -> dict[str, float]:
+        """Return plain numbers to log."""
+        h, slots = self._own.hyperparameters, self._own.slots
+        found: dict[str, Any] = {
+            "learning_rate": self.learning_rate,
+            "calls": self._iterations,
+            "updates": self.iterations,
+        }
+        if slots is not None:
+            found["skipped_calls"] = slots.skipped_calls
+            clips = h.clipnorm is not None or h.global_clipnorm is not None
+            if clips or h.on_nonfinite == "skip":
+                found["gradient_norm"] = slots.gradient_norm
+            if clips:
+                found["clip_scale"] = slots.clip_scale
+        return {name: float(_rows.fetched(value)) for name, value in found.items()}
+
+    # What Keras and its users find by these names.
+
+    @property
+    def _model_variables_moving_average(self) -> list[Variable | None]:
+        return self._of_all(_state.AVERAGE)
+
+    @property
+    def _accumulated_gradients(self) -> list[Variable | None]:
+        found = self._of_all(_state.ACCUMULATOR)
+        own = self._own.accumulators
+        keys = map(self._var_key, self._own.variables)
+        return [own.get(key, one) for key, one in zip(keys, found, strict=True)]
+
+    @property
+    def _momentums(self) -> list[Variable | None]:
+        return self._of_all(_state.MOMENTUM)
+
+    @property
+    def _velocities(self) -> list[Variable | None]:
+        return self._of_all(_state.VELOCITY)
+
+    @property
+    def _velocity_hats(self) -> list[Variable | None]:
+        return self._of_all(_state.VELOCITY_HAT)
+
+    def _of_all(self, slot: str) -> list[Variable | None]:
+        """Return what each variable has of a slot, also those that Adam does not train."""
+        column = iter(self._own.slots.column(slot))
+        return [
+            None if _rows.is_overwritten(variable) else next(column)
+            for variable in self._own.variables
+        ]
+
+    # Weight decay, averages.
+
+    def exclude_from_weight_decay(
+        self, var_list: Iterable[Any] | None = None, var_names: Iterable[Any] | None = None
+    ) -> None:
+        """Exempt variables from weight decay; to be called before the optimizer is built.
+
+        Args:
+            var_list: variables, or their exact names.
+            var_names: parts of names (paths such as `dense/bias`), or compiled regular
+                expressions that names are searched for.
+
+        Raises:
+            ValueError: the optimizer is built already, or an entry would exclude everything.
+            TypeError: an entry is of another kind.
+        """
+        if self.built:
+            raise ValueError(
+                "`exclude_from_weight_decay()` can only be configured before the optimizer is"
+                " built, received a call after it; call it right after making the optimizer"
+            )
+        given = _exclusions.entries("var_list", () if var_list is None else var_list)
+        for entry in given:
+            if not isinstance(entry, (str, keras.Variable)) and not hasattr(entry, "shape"):
+                raise TypeError(
+                    _messages.excluded_no_variable(entry, "[layer.bias, 'dense/kernel']")
+                )
+        self._own.exclusions = self._own.exclusions.extended(
+            names=[entry for entry in given if isinstance(entry, str)],
+            var_names=() if var_names is None else var_names,
+        )
+        self._own.excluded += [entry for entry in given if not isinstance(entry, str)]
+
+    def finalize_variable_values(self, var_list: Iterable[Variable]) -> None:
+        """Set variables to their moving averages, matched by identity.
+
+        Without averages, or before the first update, nothing changes.
+
+        Args:
+            var_list: variables of the optimizer.
+        """
+        own = self._own
+        variables = list(var_list)
+        if not own.hyperparameters.use_ema or not self.built:
+            return
+        self._check_variables_are_known(variables)
+        if not bool(_rows.fetched(own.slots.averaged)):
+            return
+        averages = self._model_variables_moving_average
+        for variable in variables:
+            average = averages[self._get_variable_index(variable)]
+            if average is not None:
+                value = ops.cast(average, _rows.dtype_of(variable))
+                constraint = getattr(variable, "constraint", None)
+                variable.assign(value if constraint is None else constraint(value))
+
+    # State.
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Return the whole state by name: `<variable>/momentum`, `<name>/calls`, ..."""
+        return _saved.state(self._built(), self._as_it_is())
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], *, keep_learning_rate: bool = False
+    ) -> None:
+        """Take over the state of another optimizer of any door, by name.
+
+        Optional parts that only one side has (averages, an accumulation window, the learning
+        rate) are started afresh or left out, with a warning that names them.
+
+        Args:
+            state: what `state_dict` of any door returned.
+            keep_learning_rate: bool, keep the configured learning rate, not the saved one.
+
+        Raises:
+            ValueError: something is missing, unexpected, or of another shape or dtype; nothing
+                has changed.
+        """
+        run = self._built()
+        restoring = _saved.restoring(run, self._as_it_is(), state, keep_learning_rate)
+        _saved.restore(run, restoring)
+        rate = restoring.hyperparameters.learning_rate
+        if isinstance(rate, float):
+            self.learning_rate = rate
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state and the configuration to one safetensors file, atomically.
+
+        Args:
+            path: where to. A crash leaves the old file or the new one.
+
+        Raises:
+            OSError: the file cannot be written; the old one is untouched.
+        """
+        _saved.write(path, self._built(), self._as_it_is(), self._own.exclusions)
+
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        names: Mapping[str, str] | Callable[[str], str] | None = None,
+        *,
+        keep_learning_rate: bool = False,
+    ) -> None:
+        """Take over the state that `save` of any door has written; see `load_state_dict`.
+
+        Args:
+            path: the file.
+            names: the name here for a variable's name in the file, as a mapping (others stay)
+                or a function.
+            keep_learning_rate: bool, keep the configured learning rate, not the saved one.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, foreign or newer, or does not fit; nothing has
+                changed.
+        """
+        saved = _saved.read(path, self._own.hyperparameters, names)
+        self.load_state_dict(saved, keep_learning_rate=keep_learning_rate)
+
+    def _built(self) -> Run:
+        if self._own.run is None:
+            raise RuntimeError(
+                "the optimizer must be built before this, received no variables yet; call"
+                " build(model.trainable_variables)"
+            )
+        return self._own.run
+
+    def _as_it_is(self) -> Hyperparameters:
+        """Return the arguments with the learning rate that is in use."""
+        h = self._own.hyperparameters
+        if not isinstance(self._learning_rate, keras.Variable):
+            return h
+        return dataclasses.replace(h, learning_rate=self._rate_as_given())
+
+    # Configuration.
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what makes an equal optimizer through `from_config`, ready for JSON.
+
+        Raises:
+            ValueError: an argument is a function that cannot be written down.
+        """
+        h = dataclasses.replace(self._own.hyperparameters, learning_rate=0.0)
+        rate = self._learning_rate
+        if isinstance(rate, keras.Variable):
+            written: Any = self._rate_as_given()
+        elif isinstance(rate, LearningRateSchedule):
+            written = None
+            h = dataclasses.replace(h, learning_rate=rate)
+        else:
+            written = keras.saving.serialize_keras_object(rate)
+        config = _configuration.to_config(h, self._own.exclusions)
+        return config if written is None else config | {"learning_rate": written}
+
+    def _rate_as_given(self) -> float:
+        """Return the learning rate as it was given, where the variable has only rounded it."""
+        found = _rows.fetched(self._learning_rate)
+        given = self._argument("learning_rate")
+        if isinstance(given, float) and np.asarray(given, found.dtype) == found:
+            return given
+        return float(found)
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> Adam:
+        """Return an optimizer with the configuration of another, of any door or of Keras.
+
+        Args:
+            config: what `get_config` of this class or of `keras.optimizers.Adam` returned; it
+                is left as it is.
+            custom_objects: classes and functions by name.
+
+        Raises:
+            TypeError, ValueError: the configuration has unknown keys or values out of range.
+        """
+        rest = dict(config) if isinstance(config, Mapping) else config
+        rate = rest.get("learning_rate") if isinstance(rest, dict) else None
+        if isinstance(rate, Mapping) and "module" in rate:
+            rest["learning_rate"] = keras.saving.deserialize_keras_object(
+                rate, custom_objects=custom_objects
+            )
+        name = rest.pop("name", None) if isinstance(rest, dict) else None
+        h, exclusions = _configuration.from_config(rest, custom_objects)
+        arguments = {
+            field.name: getattr(h, field.name)
+            for field in dataclasses.fields(h)
+            if field.init and field.name != "name"
+        }
+        optimizer = cls(**arguments, name=name)
+        optimizer._own.exclusions = exclusions
+        return optimizer
+
+
+class _Own:
+    """What an optimizer knows besides Keras's own, out of reach of Keras's tracking."""
+
+    def __init__(self, hyperparameters: Hyperparameters) -> None:
+        self.hyperparameters = hyperparameters
+        self.is_made = False
+        self.exclusions = Exclusions()
+        self.excluded: list[Variable] = []
+        """Exempt from weight decay; their names are known once the optimizer is built."""
+        self.variables: list[Variable] = []
+        self.slots: Any = None
+        self.numbers: Variable = None
+        self.accumulators: dict[Any, Variable] = {}
+        """Of variables that are overwritten, by their keys."""
+        self.run: Run | None = None
+        self.engine: Engine | None = None
+        self.warned_of: set[tuple[str, ...]] = set()
+
+
+def _kind(value: Any) -> Any:
+    """Return what compiled code depends on of an argument: a number may become another one."""
+    return float if isinstance(value, float) else value
+
+
+def _said(value: Any) -> str:
+    return "a number" if isinstance(value, float) else repr(value)
+
+
+def _number_dtype() -> str:
+    """Return the dtype of numbers that compiled code reads: float64 where the backend has it."""
+    name = _rows.backend_name()
+    if name == "jax":
+        return str(import_module("oneadam.jax._numbers").real())
+    return "float64"
+
+
+def _property(name: str) -> property:
+    def read(self: Adam) -> Any:
+        return self._argument(name)
+
+    def assign(self: Adam, value: Any) -> None:
+        self._assign(name, value)
+
+    return property(read, assign)
+
+
+for _name in (*_CHANGEABLE, *_FIXED):
+    setattr(Adam, _name, _property(_name))

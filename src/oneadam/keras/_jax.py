@@ -1,0 +1,218 @@
+"""The engine for JAX: the transformation of `oneadam.jax` on the values of Keras's variables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from oneadam import _state
+from oneadam._exclusions import Exclusions
+from oneadam.jax import _numbers
+from oneadam.jax._adam import Adam
+from oneadam.jax._arguments import Arguments
+from oneadam.jax._state import Absences, AdamState, Rates
+from oneadam.keras._run import NUMBERS, Run, named
+
+Tensor = Any
+Variable = Any
+Values = dict[str, Any]
+"""A tree of variables, or of their values."""
+
+_WORD = np.uint32(2**31)
+_MOST = np.uint32(2**31 - 1)
+
+
+class Engine:
+    """Takes calls in JAX, compiled, also where nothing around it is.
+
+    Args:
+        run: what to work on.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        slots = run.slots
+        self._variables: Values = {
+            "rows": list(run.rows),
+            "arrays": {slot: list(column) for slot, column in slots.arrays.items()},
+            "overwritten": [tuple(pair) for pair in run.overwritten],
+            "calls": run.calls,
+            "learning_rate": run.learning_rate,
+            "numbers": run.numbers,
+            "updates": slots.updates,
+            "overflows": slots.overflows,
+            "row_updates": slots.row_updates,
+            "skipped_calls": slots.skipped_calls,
+            "accumulated_calls": slots.accumulated_calls,
+            "in_window": slots.in_window,
+            "averaged": slots.averaged,
+            "gradient_norm": slots.gradient_norm,
+            "clip_scale": slots.clip_scale,
+        }
+        self._taken = jax.jit(self._take)
+        self._closed = jax.jit(self._flush)
+
+    def take(self, grads: Sequence[Tensor | None], raw: Sequence[Tensor | None]) -> None:
+        """Take one call: update the variables, or accumulate."""
+        self._adopt(self._taken(list(grads), list(raw), self._values()))
+
+    def flush(self) -> None:
+        """Close the open accumulation window, if there is one."""
+        self._adopt(self._closed(self._values()))
+
+    def _values(self) -> Values:
+        return jax.tree.map(lambda variable: variable.value, self._variables)
+
+    def _adopt(self, values: Values) -> None:
+        jax.tree.map(lambda variable, value: variable.assign(value), self._variables, values)
+
+    def _take(self, grads: list[Any], raw: list[Any], values: Values) -> Values:
+        adam, state, rows = self._adam(values), self._state(values), values["rows"]
+        if rows:
+            rows, after = adam.step(grads, state, rows)
+        else:
+            calls = _numbers.counted(state.calls, True)
+            after = state._replace(calls=calls, updates=_numbers.counted(state.updates, True))
+        return self._after(values, rows, state, after, raw)
+
+    def _flush(self, values: Values) -> Values:
+        adam, state = self._adam(values), self._state(values)
+        rows, after = adam.flush(state, values["rows"])
+        raw = [None] * len(values["overwritten"])
+        return self._after(values, rows, state, after, raw)
+
+    def _adam(self, values: Values) -> Adam:
+        run, numbers = self._run, named(list(_real(values["numbers"])))
+        h = run.hyperparameters
+        given = {name: numbers[name] for name in NUMBERS if getattr(h, name) is not None}
+        spared = [str(row) for row, decays in enumerate(run.decayed) if not decays]
+        constraints = {
+            row: variable.constraint
+            for row, variable in enumerate(run.rows)
+            if getattr(variable, "constraint", None) is not None
+        }
+        exclusions = Exclusions().extended(names=spared)
+        return _Quiet(Arguments(h, given, None), exclusions, constraints)
+
+    def _state(self, values: Values) -> AdamState:
+        numbers = named(list(_real(values["numbers"])))
+        rate = values["learning_rate"]
+        rates = Rates(
+            _numbers.number(0.0) if rate is None else _real(rate),
+            numbers["beta_1"],
+            numbers["beta_2"],
+        )
+        h = self._run.hyperparameters
+        clips = h.clipnorm is not None or h.global_clipnorm is not None
+        row_updates, overflows = values["row_updates"], values["overflows"]
+        trained = values["in_window"][: len(values["rows"])]
+        return AdamState(
+            calls=_words(values["calls"], overflows[0]),
+            updates=_words(values["updates"], overflows[1]),
+            skipped_calls=_words(values["skipped_calls"], overflows[2]),
+            accumulated_calls=values["accumulated_calls"].astype(np.int32),
+            averaged=values["averaged"],
+            rates=rates,
+            gradient_norm=_real(values["gradient_norm"])
+            if clips or h.on_nonfinite == "skip"
+            else None,
+            clip_scale=_real(values["clip_scale"]) if clips else None,
+            absences=Absences(_words(row_updates, jnp.zeros_like(row_updates)), trained),
+            **{slot: values["arrays"].get(slot) for slot in _ARRAYS},
+        )
+
+    def _after(
+        self, values: Values, rows: list[Any], before: AdamState, state: AdamState, raw: list[Any]
+    ) -> Values:
+        """Return all values after a call that has led from one state to another."""
+        counters = [state.calls, state.updates, state.skipped_calls]
+        absences = state.absences
+        assert absences is not None
+        is_update = state.updates[0] != before.updates[0]
+        is_taken = is_update | (state.calls[0] != before.calls[0])
+        first = len(rows)
+        overwritten, pending = [], []
+        for (value, accumulator), grad, was_given in zip(
+            values["overwritten"], raw, values["in_window"][first:], strict=True
+        ):
+            total, given = accumulator, was_given
+            if grad is not None:
+                grad = grad.astype(value.dtype)
+                total = grad if accumulator is None else jnp.maximum(accumulator, grad)
+                given = jnp.asarray(True)
+            new = value if total is None else jnp.where(is_update & given, total, value)
+            kept = None
+            if accumulator is not None:
+                kept = jnp.where(is_update, 0, jnp.where(is_taken, total, accumulator))
+                kept = kept.astype(accumulator.dtype)
+            overwritten.append((new.astype(value.dtype), kept))
+            pending.append(jnp.where(is_update, False, jnp.where(is_taken, given, was_given)))
+        window = [absences.in_window]
+        if pending:
+            window.append(jnp.stack(pending))
+        return values | {
+            "rows": rows,
+            "arrays": {slot: getattr(state, slot) for slot in values["arrays"]},
+            "overwritten": overwritten,
+            "calls": _low(state.calls),
+            "learning_rate": values["learning_rate"],
+            "updates": _low(state.updates),
+            "overflows": jnp.stack([_high(counter) for counter in counters]),
+            "row_updates": _capped(absences.updates),
+            "skipped_calls": _low(state.skipped_calls),
+            "accumulated_calls": state.accumulated_calls,
+            "in_window": jnp.concatenate(window),
+            "averaged": state.averaged,
+            "gradient_norm": _or(state.gradient_norm, values["gradient_norm"]),
+            "clip_scale": _or(state.clip_scale, values["clip_scale"]),
+        }
+
+
+_ARRAYS = (
+    _state.MOMENTUM,
+    _state.VELOCITY,
+    _state.VELOCITY_HAT,
+    _state.AVERAGE,
+    _state.ACCUMULATOR,
+)
+
+
+class _Quiet(Adam):
+    """The transformation where gradients were looked at already."""
+
+    def check_present(self, names: Sequence[str], given: list[Any]) -> None:
+        """Leave absent gradients to the optimizer, which knows the names of its variables."""
+
+
+def _real(value: Any) -> Any:
+    return value.astype(_numbers.real())
+
+
+def _words(low: Any, high: Any) -> Any:
+    """Return a counter of JAX's door, of words of 32 bits, from words of 31."""
+    low, high = low.astype(np.uint32), high.astype(np.uint32)
+    return jnp.stack([low | (high << 31), high >> 1])
+
+
+def _low(counter: Any) -> Any:
+    """Return the lower word of 31 bits."""
+    return (counter[0] & _MOST).astype(np.int32)
+
+
+def _high(counter: Any) -> Any:
+    """Return the higher word of 31 bits."""
+    return ((counter[1] << 1) | (counter[0] >> 31)).astype(np.int32)
+
+
+def _capped(counter: Any) -> Any:
+    """Return a row of counters that stay at the largest number of 31 bits."""
+    # There no beta that float32 knows has a power left.
+    return jnp.where((counter[1] > 0) | (counter[0] >= _WORD), _MOST, counter[0]).astype(np.int32)
+
+
+def _or(new: Any, old: Any) -> Any:
+    return old if new is None else new.astype(old.dtype)

@@ -1,0 +1,97 @@
+"""The variables of a model that an optimizer trains, as it numbers and names them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import backend, ops
+
+from oneadam import _hyperparameters as hyper
+from oneadam._hyperparameters import Hyperparameters
+
+Variable = Any
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def name_of(variable: Variable) -> str:
+    """Return the full name of a variable of Keras or TensorFlow."""
+    return str(getattr(variable, "path", None) or variable.name)
+
+
+def names_of(variables: Sequence[Variable]) -> list[str]:
+    """Return a name for each variable, its own or, where others have that, with a number."""
+    found: list[str] = []
+    taken = {name_of(variable) for variable in variables}
+    for variable in variables:
+        name, number = name_of(variable), 0
+        while name in found or (number and name in taken):
+            number += 1
+            name = f"{name_of(variable)}_{number}"
+        found.append(name)
+    return found
+
+
+def dtype_of(array: Any) -> str:
+    """Return the name of the dtype of a variable or tensor."""
+    return str(keras.backend.standardize_dtype(array.dtype))
+
+
+def compute_dtype(variable: Variable) -> str:
+    """Return the name of the dtype that a variable is computed in."""
+    return "float64" if dtype_of(variable) == "float64" else "float32"
+
+
+def is_overwritten(variable: Variable) -> bool:
+    """Return whether a variable takes its gradient as its value, as scales of float8 do."""
+    return bool(getattr(variable, "overwrite_with_gradient", False))
+
+
+def check_trained(hyperparameters: Hyperparameters, variables: Sequence[Variable]) -> None:
+    """Refuse variables that cannot be trained with these arguments."""
+    for variable in variables:
+        if dtype_of(variable) not in FLOATS:
+            raise TypeError(
+                f"variables must have a dtype out of {', '.join(FLOATS)}, received"
+                f" {dtype_of(variable)} for {name_of(variable)!r}; make it non-trainable"
+            )
+        hyper.check_compute_dtype(hyperparameters, compute_dtype(variable), name_of(variable))
+
+
+def checked_gradient(variable: Variable, grad: Any) -> Any:
+    """Return a gradient as a tensor, having refused what does not fit its variable."""
+    tensor = grad if hasattr(grad, "dtype") and ops.is_tensor(grad) else _as_tensor(grad)
+    if dtype_of(tensor) not in FLOATS and not is_overwritten(variable):
+        raise TypeError(
+            f"grads must have a real floating dtype, received {dtype_of(tensor)} for"
+            f" {name_of(variable)!r}; take them of a real loss"
+        )
+    found, wanted = tuple(tensor.shape), tuple(variable.shape)
+    fits = len(found) == len(wanted) and all(
+        a is None or a == b for a, b in zip(found, wanted, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"grads must have the shapes of their variables, received {found} for"
+            f" {name_of(variable)!r} of shape {wanted}; nothing is broadcast"
+        )
+    return tensor
+
+
+def _as_tensor(grad: Any) -> Any:
+    """Return what is no dense tensor as one; what has repeated indices is added up."""
+    return ops.convert_to_tensor(grad, sparse=False)
+
+
+def backend_name() -> str:
+    """Return the name of the backend that Keras runs on."""
+    return str(backend.backend())
+
+
+def fetched(value: Any) -> np.ndarray[Any, Any]:
+    """Return what a variable or tensor holds as an array of NumPy."""
+    array: np.ndarray[Any, Any] = ops.convert_to_numpy(getattr(value, "value", value))
+    return array

@@ -1,0 +1,151 @@
+"""Portable checkpoints: the state by the names of the variables' paths, the same in every door."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from oneadam import _saved_state, _state, checkpoint
+from oneadam._exclusions import Exclusions
+from oneadam._hyperparameters import Hyperparameters
+from oneadam._plan import Counters
+from oneadam._saved_state import Restoring
+from oneadam._state import full
+from oneadam.keras import _rows
+from oneadam.keras._run import Run
+
+Array = NDArray[Any]
+
+_WORD = 31
+"""Bits of the lower word of a counter in JAX."""
+
+
+def state(run: Run, hyperparameters: Hyperparameters) -> dict[str, Array]:
+    """Return the whole state by name.
+
+    Args:
+        run: of an optimizer.
+        hyperparameters: with the learning rate that it has now.
+    """
+    found = {
+        full(name, slot): _rows.fetched(variable)
+        for slot, column in run.slots.arrays.items()
+        for name, variable in zip(run.names, column, strict=True)
+    }
+    for slot, numbers in _vectors(run).items():
+        for name, number in zip(run.names, numbers, strict=True):
+            found[full(name, slot)] = np.array(number)
+    return found | _saved_state.state(hyperparameters, counters(run))
+
+
+def counters(run: Run) -> Counters:
+    """Return how far an optimizer has come."""
+    slots = run.slots
+    high = [int(word) << _WORD for word in _rows.fetched(slots.overflows)]
+    return Counters(
+        calls=high[0] + int(_rows.fetched(run.calls)),
+        updates=high[1] + int(_rows.fetched(slots.updates)),
+        accumulated_calls=int(_rows.fetched(slots.accumulated_calls)),
+        skipped_calls=high[2] + int(_rows.fetched(slots.skipped_calls)),
+    )
+
+
+def _vectors(run: Run) -> dict[str, Array]:
+    """Return what there is one number of for each row, by slot."""
+    slots, rows = run.slots, len(run.rows)
+    vectors = {_state.UPDATES: _rows.fetched(slots.row_updates).astype(np.int64)}
+    if _state.ACCUMULATOR in _state.array_slots(run.hyperparameters):
+        vectors[_state.IN_WINDOW] = _rows.fetched(slots.in_window)[:rows]
+    if run.hyperparameters.use_ema:
+        vectors[_state.AVERAGED] = np.full(rows, bool(_rows.fetched(slots.averaged)))
+    return vectors
+
+
+def metadata(
+    run: Run, hyperparameters: Hyperparameters, exclusions: Exclusions
+) -> dict[str, str]:
+    """Return what a checkpoint says besides the state."""
+    variables = {
+        name: (tuple(variable.shape), _rows.dtype_of(variable))
+        for name, variable in zip(run.names, run.rows, strict=True)
+    }
+    return _saved_state.metadata(hyperparameters, exclusions, variables)
+
+
+def write(
+    path: str | os.PathLike[str],
+    run: Run,
+    hyperparameters: Hyperparameters,
+    exclusions: Exclusions,
+) -> None:
+    """Write the state to a file."""
+    told = metadata(run, hyperparameters, exclusions)
+    checkpoint.write(path, state(run, hyperparameters), told)
+
+
+def read(
+    path: str | os.PathLike[str],
+    hyperparameters: Hyperparameters,
+    names: Mapping[str, str] | Callable[[str], str] | None,
+) -> dict[str, Array]:
+    """Return the state in a file under the names that it has here."""
+    return _saved_state.read(path, names, hyperparameters.name)
+
+
+def restoring(
+    run: Run,
+    hyperparameters: Hyperparameters,
+    saved: Mapping[str, Any],
+    keep_learning_rate: bool,
+) -> Restoring:
+    """Check saved state against an optimizer, and warn of what only one of them has."""
+    slots: dict[str, _state.Slot] = {}
+    for name, variable in zip(run.names, run.rows, strict=True):
+        computed = _rows.compute_dtype(variable)
+        slots |= _state.variable_slots(name, tuple(variable.shape), computed)
+    used = [*run.slots.arrays, *_vectors(run)]
+    return _saved_state.restoring(
+        saved,
+        slots,
+        {full(name, slot) for name in run.names for slot in used},
+        hyperparameters,
+        keep_learning_rate=keep_learning_rate,
+    )
+
+
+def restore(run: Run, restoring: Restoring) -> None:
+    """Take over saved state that has been checked, all but the learning rate."""
+    found, slots = restoring.arrays, run.slots
+    for slot, column in slots.arrays.items():
+        for name, variable in zip(run.names, column, strict=True):
+            array = found.get(full(name, slot))
+            variable.assign(ops.zeros(variable.shape, variable.dtype) if array is None else array)
+
+    def vector(slot: str) -> Array:
+        return np.array([found.get(full(name, slot), 0) for name in run.names])
+
+    slots.row_updates.assign(_capped(slots.row_updates, vector(_state.UPDATES)))
+    window = np.zeros(slots.in_window.shape, np.bool_)
+    window[: len(run.rows)] = vector(_state.IN_WINDOW)
+    slots.in_window.assign(window)
+    slots.averaged.assign(bool(len(run.names)) and bool(vector(_state.AVERAGED).all()))
+    counted = restoring.counters
+    words = (counted.calls, counted.updates, counted.skipped_calls)
+    wide = _rows.dtype_of(run.calls) == "int64"
+    high = [0 if wide else count >> _WORD for count in words]
+    low = [count if wide else count & (2**_WORD - 1) for count in words]
+    slots.overflows.assign(np.array(high, np.int32))
+    for variable, count in zip((run.calls, slots.updates, slots.skipped_calls), low, strict=True):
+        variable.assign(count)
+    slots.accumulated_calls.assign(counted.accumulated_calls)
+
+
+def _capped(variable: Any, counts: Array) -> Array:
+    limits = np.iinfo(_rows.dtype_of(variable))
+    return np.minimum(counts, limits.max).astype(limits.dtype)
+

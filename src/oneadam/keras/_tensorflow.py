@@ -1,0 +1,461 @@
+"""The engine for TensorFlow: the rule in operations on tensors, which XLA fuses if it is asked to.
+
+In a strategy with several replicas, gradients are summed over them once, and everything else
+is done where all replicas meet: each update runs on the device of the variable's copy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from oneadam import _gradients, _plan
+from oneadam import _hyperparameters as hyper
+from oneadam import _state
+from oneadam._engines import Buffers, Options, arrays
+from oneadam._hyperparameters import Rates
+from oneadam._plan import Scalars, Settings, Weights
+from oneadam.keras import _rows
+from oneadam.keras._run import BETAS, Run, named
+from oneadam.schedules import LearningRateSchedule
+
+Tensor = Any
+Variable = Any
+
+ASKING = "oneadam_asks_a_function_of_Python_which_needs_jit_compile_False"
+"""The name of the operation, which XLA's refusal to compile it shows."""
+
+
+class Engine:
+    """Takes calls in TensorFlow, eagerly or in a graph.
+
+    Args:
+        run: what to work on.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def take(self, grads: Sequence[Tensor | None], raw: Sequence[Tensor | None]) -> None:
+        """Take one call: update the variables, or accumulate."""
+        self._where_replicas_meet(self._taken, [_dense(g) for g in grads], list(raw))
+
+    def flush(self) -> None:
+        """Close the open accumulation window, if there is one."""
+        none: list[Tensor | None] = [None] * len(self._run.rows)
+        raw: list[Tensor | None] = [None] * len(self._run.overwritten)
+        self._where_replicas_meet(self._flushed, none, raw)
+
+    def _where_replicas_meet(
+        self,
+        act: Callable[[_Call], None],
+        grads: list[Tensor | None],
+        raw: list[Tensor | None],
+    ) -> None:
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            act(_Call(self._run, _Here(), grads, raw))
+            return
+        sums = _reduced(context, tf.distribute.ReduceOp.SUM, grads)
+        largest = _reduced(context, tf.distribute.ReduceOp.MEAN, raw)
+
+        def met(strategy: Any, grads: Any, raw: Any) -> None:
+            act(_Call(self._run, _Everywhere(strategy), grads, raw))
+
+        context.merge_call(met, args=(sums, largest))
+
+    def _taken(self, call: _Call) -> None:
+        run, slots = call.run, call.run.slots
+        window = run.hyperparameters.gradient_accumulation_steps or 1
+        rates = call.rates()
+        fill = call.read(slots.accumulated_calls) + 1
+
+        def proceed() -> None:
+            if window == 1:
+                call.update(rates, 1)
+            else:
+                # A window loaded from a run with more steps closes with the mean over its calls.
+                _if(
+                    fill >= window,
+                    lambda: call.update(rates, tf.maximum(fill, window)),
+                    lambda: call.accumulate(fill),
+                )
+            call.write(run.calls, call.read(run.calls) + 1)
+
+        if run.hyperparameters.on_nonfinite == "skip":
+            _if(
+                tf.math.is_finite(call.total_norm()),
+                proceed,
+                lambda: call.write(slots.skipped_calls, call.read(slots.skipped_calls) + 1),
+            )
+        else:
+            proceed()
+
+    def _flushed(self, call: _Call) -> None:
+        rates = call.rates()
+        fill = call.read(call.run.slots.accumulated_calls)
+        _if(fill > 0, lambda: call.update(rates, fill), lambda: None)
+
+
+class _Here:
+    """Variables that have one copy."""
+
+    @staticmethod
+    def local(value: Any) -> Tensor:
+        return value
+
+    @staticmethod
+    def update(variable: Variable, function: Callable[..., None], *arguments: Any) -> None:
+        function(variable, *arguments)
+
+
+class _Everywhere(NamedTuple):
+    """Variables that have a copy in each replica."""
+
+    strategy: Any
+
+    def local(self, value: Any) -> Tensor:
+        return self.strategy.experimental_local_results(value)[0]
+
+    def update(self, variable: Variable, function: Callable[..., None], *arguments: Any) -> None:
+        self.strategy.extended.update(variable, function, args=arguments, group=False)
+
+
+class _Call:
+    """One call: what it is given, and what it may do."""
+
+    def __init__(
+        self,
+        run: Run,
+        place: _Here | _Everywhere,
+        grads: Sequence[Tensor | None],
+        raw: Sequence[Tensor | None],
+    ) -> None:
+        self.run, self._place, self._grads, self._raw = run, place, grads, raw
+        self._numbers = named(tf.unstack(self.read(run.numbers)))
+        self._norms: Tensor = None
+
+    def read(self, variable: Variable) -> Tensor:
+        """Return the value of a variable."""
+        return tf.convert_to_tensor(self._place.local(_own(variable)))
+
+    def write(self, variable: Variable, value: Tensor) -> None:
+        """Set a variable, all of its copies."""
+        self._place.update(_own(variable), lambda copy: copy.assign(tf.cast(value, copy.dtype)))
+
+    def rates(self) -> Rates:
+        """Return the rates of this call, in float64; of betas that are numbers, the weights."""
+        h, run = self.run.hyperparameters, self.run
+        found: dict[str, Any] = {name: self._numbers[name] for name in BETAS}
+        if run.learning_rate is not None:
+            found["learning_rate"] = tf.cast(self.read(run.learning_rate), tf.float64)
+        elif h.takes_calls:
+            found["learning_rate"] = tf.cast(_scheduled(h, self.read(run.calls)), tf.float64)
+        asked = [
+            name
+            for name in Rates._fields
+            if callable(getattr(h, name)) and not (name == "learning_rate" and h.takes_calls)
+        ]
+        found |= zip(asked, _asked(h, asked), strict=True)
+        return Rates(**found)
+
+    def total_norm(self) -> Tensor:
+        """Return the norm over all gradients, or over the sums of their window, in float64."""
+        return tf.sqrt(tf.reduce_sum(tf.square(self._each_norm())))
+
+    def _each_norm(self) -> Tensor:
+        if self._norms is None:
+            self._norms = tf.stack([self._norm(row) for row in range(len(self.run.rows))])
+        return self._norms
+
+    def _norm(self, row: int) -> Tensor:
+        accumulators = self.run.slots.column(_state.ACCUMULATOR)
+        grad, accumulator = self._grads[row], accumulators[row]
+        if grad is None and accumulator is None:
+            return tf.zeros((), tf.float64)
+        variable = _own(self.run.rows[row])
+        buffers = Buffers(
+            self._place.local(variable),
+            None if grad is None else self._place.local(grad),
+            None if accumulator is None else self.read(accumulator),
+            *[None] * 4,
+        )
+        total = arrays.accumulated(buffers, self._options(row), Names)
+        # Squares of float32 fit into float64.
+        return tf.sqrt(tf.reduce_sum(tf.square(tf.cast(total, tf.float64))))
+
+    def _options(self, row: int) -> Options:
+        h = self.run.hyperparameters
+        dtype = _rows.compute_dtype(self.run.rows[row])
+
+        def number(name: str) -> Tensor | None:
+            return None if getattr(h, name) is None else tf.cast(self._numbers[name], dtype)
+
+        return Options(
+            number("loss_scale_factor"),
+            number("clipvalue"),
+            decays=h.weight_decay is not None and self.run.decayed[row],
+        )
+
+    def accumulate(self, fill: Tensor) -> None:
+        """Add the gradients to their window."""
+        slots = self.run.slots
+        accumulators = slots.column(_state.ACCUMULATOR)
+        for row, grad in enumerate(self._grads):
+            if grad is not None:
+                self._add(row, accumulators[row], grad)
+        for (_, accumulator), grad in zip(self.run.overwritten, self._raw, strict=True):
+            if grad is not None and accumulator is not None:
+                self._place.update(_own(accumulator), _keep_larger, grad)
+        self.write(slots.in_window, self._participants())
+        self.write(slots.accumulated_calls, fill)
+
+    def _add(self, row: int, accumulator: Variable, grad: Tensor) -> None:
+        scale = self._options(row).loss_scale
+
+        def add(copy: Variable, grad: Tensor) -> None:
+            grad = tf.cast(grad, copy.dtype)
+            copy.assign_add(grad if scale is None else grad / scale)
+
+        self._place.update(_own(accumulator), add, grad)
+
+    def _participants(self) -> Tensor:
+        """Return which rows have had a gradient in the window."""
+        given = [grad is not None for grad in (*self._grads, *self._raw)]
+        present = tf.constant(given, tf.bool)
+        return present | self.read(self.run.slots.in_window)
+
+    def update(self, rates: Rates, divisor: Any) -> None:
+        """Update the variables with the mean over so many calls."""
+        run, slots = self.run, self.run.slots
+        participants = self._participants()
+        row_updates = self.read(slots.row_updates)
+        row_updates += tf.cast(participants[: len(run.rows)], row_updates.dtype)
+        updates = self.read(slots.updates) + 1
+        scalars = self._scalars(rates, divisor, row_updates)
+        every = run.hyperparameters.ema_overwrite_frequency
+        overwrites = None if every is None else updates % every == 0
+        for row in range(len(run.rows)):
+            self._update_row(row, scalars, participants, overwrites)
+        first = len(run.rows)
+        for place, ((variable, accumulator), grad) in enumerate(
+            zip(run.overwritten, self._raw, strict=True), start=first
+        ):
+            if grad is not None or accumulator is not None:
+                given = participants[place]
+                self._place.update(_own(variable), _overwrite, _own(accumulator), grad, given)
+        self.write(slots.row_updates, row_updates)
+        self.write(slots.updates, updates)
+        self.write(slots.in_window, tf.zeros_like(participants))
+        self.write(slots.accumulated_calls, tf.zeros((), tf.int32))
+        self.write(slots.averaged, tf.constant(run.hyperparameters.use_ema))
+
+    def _scalars(
+        self, rates: Rates, divisor: Any, row_updates: Tensor
+    ) -> dict[str, list[Sequence[Tensor]]]:
+        """Return the scalars of an update by compute dtype: for each, one for each row."""
+        h, slots, numbers = self.run.hyperparameters, self.run.slots, self._numbers
+        divisor = tf.cast(divisor, tf.float64)
+        factors: Tensor = 1.0 / divisor
+        limits = [name for name in ("clipnorm", "global_clipnorm") if getattr(h, name) is not None]
+        if limits or h.on_nonfinite == "skip":
+            total = self.total_norm()
+            self.write(slots.gradient_norm, total / divisor)
+        if limits:
+            norms = self._each_norm() if limits[0] == "clipnorm" else total[None]
+            scaling = _gradients.clipping(numbers[limits[0]], norms, total, divisor, Names)
+            factors = scaling.factors
+            self.write(slots.clip_scale, tf.reduce_min(factors) * divisor)
+        settings = Settings(
+            (rates.learning_rate, rates.beta_1, rates.beta_2),
+            numbers["epsilon"],
+            numbers["weight_decay"],
+            h.epsilon_hat,
+            numbers["ema_momentum"],
+        )
+        found = _plan.scalars(
+            settings,
+            # A row that sits its first updates out has no t yet, and its scalars no use.
+            steps=tf.cast(tf.maximum(row_updates, 1), tf.float64),
+            decayed=True,
+            averaged=self.read(slots.averaged),
+            grad_scales=factors,
+            xp=Names,
+        )
+        count = len(self.run.rows)
+        dtypes = {_rows.compute_dtype(row) for row in self.run.rows}
+        return {dtype: [_of_each(column, dtype, count) for column in found] for dtype in dtypes}
+
+    def _update_row(
+        self,
+        row: int,
+        scalars: dict[str, list[Sequence[Tensor]]],
+        participants: Tensor,
+        overwrites: Tensor | None,
+    ) -> None:
+        run, slots = self.run, self.run.slots
+        variable = run.rows[row]
+        s = Scalars(*(column[row] for column in scalars[_rows.compute_dtype(variable)]))
+        options, constraint = self._options(row), getattr(variable, "constraint", None)
+        columns = [
+            _own(slots.column(slot)[row])
+            for slot in (_state.ACCUMULATOR, _state.MOMENTUM, _state.VELOCITY,
+                         _state.VELOCITY_HAT, _state.AVERAGE)
+        ]  # fmt: skip
+        is_given = self._grads[row] is not None
+        if not is_given and columns[0] is None and columns[-1] is None:
+            return
+        takes_part = None if is_given else participants[row]
+
+        def constrained(param: Tensor) -> Tensor:
+            return param if constraint is None else tf.cast(constraint(param), param.dtype)
+
+        def update(param: Variable, grad: Tensor | None, *columns: Variable | None) -> None:
+            copies = Buffers(param, None, *columns)
+            before = Buffers(*(None if c is None else tf.convert_to_tensor(c) for c in copies))
+            after = before._replace(average=None)
+            if grad is not None or before.accumulator is not None:
+                after = arrays.update(after._replace(grad=grad), s, options, Names)
+                after = after._replace(param=constrained(after.param))
+            if takes_part is not None:
+                after = Buffers(
+                    *(
+                        a if a is None or b is None else tf.where(takes_part, a, b)
+                        for a, b in zip(after, before, strict=True)
+                    )
+                )
+            if before.average is not None:
+                after = arrays.average(after._replace(average=before.average), s, options, Names)
+            if overwrites is not None:
+                average = constrained(tf.cast(after.average, after.param.dtype))
+                after = after._replace(param=tf.where(overwrites, average, after.param))
+            for copy, value in zip(copies, after, strict=True):
+                if copy is not None:
+                    copy.assign(value)
+
+        self._place.update(_own(variable), update, self._grads[row], *columns)
+
+
+class Names:
+    """The names of the array API's standard, as far as the rule and the plan need them."""
+
+    float32, float64 = tf.float32, tf.float64
+    sqrt, expm1, isfinite = tf.sqrt, tf.math.expm1, tf.math.is_finite
+    zeros_like, min = tf.zeros_like, tf.reduce_min
+
+    @staticmethod
+    def asarray(value: Any, dtype: Any = None) -> Tensor:
+        """Return a tensor of a dtype."""
+        tensor = tf.convert_to_tensor(value)
+        return tensor if dtype is None else tf.cast(tensor, dtype)
+
+    @staticmethod
+    def where(condition: Any, chosen: Any, other: Any) -> Tensor:
+        """Return what a condition chooses; numbers of Python have the dtype of the other."""
+        dtype = next((v.dtype for v in (chosen, other) if tf.is_tensor(v)), tf.float64)
+        return tf.where(condition, *(tf.convert_to_tensor(v, dtype) for v in (chosen, other)))
+
+    @staticmethod
+    def maximum(one: Tensor, other: Tensor) -> Tensor:
+        """Return the larger, NaN if one is."""
+        return tf.where(tf.math.is_nan(one), one, tf.maximum(other, one))
+
+    @staticmethod
+    def minimum(one: Tensor, other: Tensor) -> Tensor:
+        """Return the smaller, NaN if one is."""
+        return tf.where(tf.math.is_nan(one), one, tf.minimum(other, one))
+
+
+def _own(variable: Variable | None) -> Any:
+    """Return the variable of TensorFlow behind one of Keras."""
+    return getattr(variable, "value", variable) if hasattr(variable, "path") else variable
+
+
+def _dense(grad: Tensor | None) -> Tensor | None:
+    """Return a gradient with its slices, if it has some, added up where indices are repeated."""
+    return tf.convert_to_tensor(grad) if isinstance(grad, tf.IndexedSlices) else grad
+
+
+def _reduced(context: Any, how: Any, tensors: list[Tensor | None]) -> list[Tensor | None]:
+    """Return tensors reduced over all replicas."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    reduced = iter(context.all_reduce(how, given) if given else ())
+    return [None if tensor is None else next(reduced) for tensor in tensors]
+
+
+def _if(condition: Tensor, act: Callable[[], None], other: Callable[[], None]) -> None:
+    """Do one of two things, known only when the step runs."""
+
+    def done(act: Callable[[], None]) -> Callable[[], Tensor]:
+        def branch() -> Tensor:
+            act()
+            return tf.constant(True)
+
+        return branch
+
+    tf.cond(condition, done(act), done(other))
+
+
+def _of_each(column: Any, dtype: str, count: int) -> Sequence[Tensor]:
+    """Return a number for each row from a column, or from one for all."""
+    cast = tf.cast(column, dtype)
+    if cast.shape.rank and cast.shape[0] == count and count > 1:
+        return tf.unstack(cast)
+    return [tf.reshape(cast, ())] * count
+
+
+def _keep_larger(accumulator: Variable, grad: Tensor) -> None:
+    accumulator.assign(tf.maximum(accumulator, tf.cast(grad, accumulator.dtype)))
+
+
+def _overwrite(
+    variable: Variable, accumulator: Variable | None, grad: Tensor | None, given: Tensor
+) -> None:
+    value = None if grad is None else tf.cast(grad, variable.dtype)
+    if accumulator is not None:
+        largest = tf.convert_to_tensor(accumulator)
+        value = largest if value is None else tf.maximum(largest, value)
+        accumulator.assign(tf.zeros_like(largest))
+    variable.assign(tf.where(given, value, variable))
+
+
+def _scheduled(h: hyper.Hyperparameters, calls: Tensor) -> Tensor:
+    """Return the learning rate that a schedule has for a call."""
+    schedule: Any = h.learning_rate
+    if isinstance(schedule, (LearningRateSchedule,)) or hasattr(schedule, "get_config"):
+        return schedule(calls)
+    # TensorFlow divides no number by an integer.
+    return schedule(tf.cast(calls, tf.float64))
+
+
+def _asked(h: hyper.Hyperparameters, names: list[str]) -> list[Any]:
+    """Return what functions without arguments answer when the step runs."""
+    if not names:
+        return []
+    if h.takes_calls:
+        h = dataclasses.replace(h, learning_rate=0.0)
+
+    def ask() -> list[float]:
+        answers = hyper.now(h, 0)._asdict()
+        return [answers[name] for name in names]
+
+    if tf.executing_eagerly():
+        answers = [tf.constant(answer, tf.float64) for answer in ask()]
+    else:
+        answers = tf.py_function(ask, [], [tf.float64] * len(names), name=ASKING)
+    return [
+        _weights(a) if name in BETAS else a for name, a in zip(names, answers, strict=True)
+    ]
+
+
+def _weights(beta: Tensor) -> Weights:
+    is_zero, is_large = beta <= 0.0, beta >= 0.5
+    one, zero = tf.ones((), tf.float64), tf.zeros((), tf.float64)
+    logarithm = tf.where(is_zero, one * -math.inf, tf.math.log(tf.where(is_zero, one, beta)))
+    return Weights(
+        1.0 - beta, logarithm, tf.where(is_large, one, beta), tf.where(is_large, one, zero)
+    )

@@ -1,0 +1,238 @@
+"""The engine for PyTorch: that of `oneadam.torch`, in place, on the tensors of Keras's variables."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from operator import is_
+from typing import Any
+
+import numpy as np
+import torch
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+from torch import Tensor
+
+from oneadam import _hyperparameters as hyper
+from oneadam import _interrupts, _plan, _state
+from oneadam._engines import Buffers, Options
+from oneadam._engines.torch import rows as rows_engine
+from oneadam._gradients import Scaling
+from oneadam._hyperparameters import Hyperparameters, Rates
+from oneadam._plan import Call, Counters, Settings
+from oneadam.keras._run import Run
+from oneadam.torch import _slots
+from oneadam.torch._model import Model
+from oneadam.torch._update import Update
+
+Variable = Any
+Plan = Callable[[Hyperparameters, Counters], Call]
+
+
+class Engine:
+    """Takes calls in PyTorch, in place; inside a `StatelessScope` on copies.
+
+    Args:
+        run: what to work on.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._tensors: _Tensors | None = None
+
+    def take(self, grads: Sequence[Tensor | None], raw: Sequence[Tensor | None]) -> None:
+        """Take one call: update the variables, or accumulate."""
+        self._act(list(grads), list(raw), _plan.plan_call)
+
+    def flush(self) -> None:
+        """Close the open accumulation window, if there is one."""
+        if int(self._run.slots.accumulated_calls.value):
+            none = [None] * len(self._run.rows)
+            self._act(none, [None] * len(self._run.overwritten), _plan.plan_flush)
+
+    @torch.no_grad()
+    def _act(self, grads: list[Any], raw: list[Any], plan: Plan) -> None:
+        run = self._run
+        if in_stateless_scope():
+            copies: dict[int, Tensor] = {}
+
+            def copied(variable: Variable) -> Tensor:
+                return copies.setdefault(id(variable), variable.value.detach().clone())
+
+            tensors = _Tensors(run, copied)
+            tensors.take(grads, raw, plan)
+            for variable in tensors.variables:
+                variable.assign(copied(variable))
+            return
+        if self._tensors is None or not self._tensors.are_current():
+            self._tensors = _Tensors(run, lambda variable: variable._value)
+        self._tensors.take(grads, raw, plan)
+
+
+class _Tensors:
+    """The tensors of an optimizer's variables, and the model of `oneadam.torch` made of them.
+
+    Args:
+        run: what they are the tensors of.
+        tensor_of: returns the tensor of a variable.
+    """
+
+    def __init__(self, run: Run, tensor_of: Callable[[Variable], Tensor]) -> None:
+        self._run, slots, h = run, run.slots, run.hyperparameters
+        self._columns = [list(run.rows), *slots.arrays.values()]
+        self._found = [list(map(tensor_of, column)) for column in self._columns]
+        self._params, *states = self._found
+        self._arrays = dict(zip(slots.arrays, states, strict=True))
+        self._own = {
+            field.name: tensor_of(getattr(slots, field.name))
+            for field in dataclasses.fields(slots)
+            if field.name not in ("arrays", "overflows")
+        }
+        self._calls = tensor_of(run.calls)
+        self._rate = None if run.learning_rate is None else tensor_of(run.learning_rate)
+        self._overwritten = [
+            tuple(None if variable is None else tensor_of(variable) for variable in pair)
+            for pair in run.overwritten
+        ]
+        pairs = [variable for pair in run.overwritten for variable in pair if variable is not None]
+        names = [getattr(slots, name) for name in self._own]
+        self.variables = [*sum(self._columns, []), *names, run.calls, *pairs]
+        self._constraints = [getattr(variable, "constraint", None) for variable in run.rows]
+        # Between the update and the average of it stands the constraint.
+        self._averages_later = h.use_ema and any(self._constraints)
+        self._model = self._made_model()
+
+    def _made_model(self) -> Model:
+        run = self._run
+        h = dataclasses.replace(
+            run.hyperparameters, use_ema=run.hyperparameters.use_ema and not self._averages_later
+        )
+        group = {"params": self._params, "amsgrad": h.amsgrad, "clipvalue": h.clipvalue,
+                 "maximize": False}  # fmt: skip
+        state = {
+            param: {_slots.KEYS[slot]: column[row] for slot, column in self._arrays.items()}
+            for row, param in enumerate(self._params)
+        }
+        self._groups, self._state = [group], state
+        model = Model(self._groups, run.names, state, h, None)
+        model.decayed = np.array(run.decayed, np.bool_)
+        return model
+
+    def are_current(self) -> bool:
+        """Return whether all variables still have these tensors, and these lie where they lay."""
+        clipvalue = self._run.hyperparameters.clipvalue
+        if self._groups[0]["clipvalue"] != clipvalue:
+            return False
+        return all(
+            all(map(is_, (variable._value for variable in column), found))
+            for column, found in zip(self._columns, self._found, strict=True)
+        ) and self._model.is_current(self._groups, self._state)
+
+    def take(self, grads: list[Any], raw: list[Any], plan: Plan) -> None:
+        """Take a call, or skip it."""
+        h, own, model = self._run.hyperparameters, self._own, self._model
+        counters = Counters(
+            int(self._calls),
+            int(own["updates"]),
+            int(own["accumulated_calls"]),
+            int(own["skipped_calls"]),
+        )
+        rates = hyper.now(self._as_it_is(), counters.calls)
+        call = plan(h, counters)
+        options = Options(h.loss_scale_factor, None, h.weight_decay is not None, call.overwrite)
+        if self._averages_later:
+            options = options._replace(overwrite=False)
+        rows = len(self._params)
+        with _interrupts.held_back():
+            seen = model.look(grads)
+            self._tell_model()
+            update = Update(model, seen, [h], [rates], call, options)
+            norms = None
+            if h.on_nonfinite != "propagate" or update.clips:
+                norms = update.norms(names=h.on_nonfinite == "raise")
+            if update.is_skipped(norms, h.on_nonfinite, None):
+                own["skipped_calls"].add_(1)
+                return
+            if call.updates:
+                scaling = update.take(norms, None)
+                self._constrain(seen.present, rates, call)
+                self._note(scaling)
+            else:
+                model.accumulate(seen, options)
+            own["in_window"][:rows] = torch.from_numpy(model.in_window)
+            own["row_updates"].copy_(torch.as_tensor(model.updates))
+            if h.use_ema and call.updates:
+                own["averaged"].fill_(True)
+            self._overwrite(raw, closes=call.updates)
+            own["updates"].fill_(call.after.updates)
+            own["accumulated_calls"].fill_(call.after.accumulated_calls)
+            self._calls.fill_(call.after.calls)
+
+    def _as_it_is(self) -> Hyperparameters:
+        """Return the arguments with the learning rate that the variable has now."""
+        h = self._run.hyperparameters
+        if self._rate is None:
+            return h
+        rate = float(self._rate)
+        given = float(h.learning_rate)  # type: ignore[arg-type]
+        # What was given is the same, only not rounded to the variable's dtype.
+        if torch.tensor(given, dtype=self._rate.dtype).item() == rate:
+            return h
+        return hyper.with_learning_rate(h, rate)
+
+    def _tell_model(self) -> None:
+        """Have the model know what the variables say."""
+        own, rows = self._own, len(self._params)
+        self._model.updates[:] = own["row_updates"].cpu().numpy()
+        self._model.in_window[:] = own["in_window"][:rows].cpu().numpy()
+        self._model.averaged[:] = bool(own["averaged"])
+        self._participants = self._model.in_window.copy()
+
+    def _note(self, scaling: Scaling) -> None:
+        if scaling.gradient_norm is not None:
+            self._own["gradient_norm"].fill_(float(scaling.gradient_norm))
+        if scaling.clip_scale is not None:
+            self._own["clip_scale"].fill_(float(scaling.clip_scale))
+
+    def _constrain(self, present: Any, rates: Rates, call: Call) -> None:
+        """Put new values through their constraints, and take averages of what comes out."""
+        if not any(self._constraints):
+            return
+        for row, (param, constraint) in enumerate(
+            zip(self._params, self._constraints, strict=True)
+        ):
+            if constraint is not None and (present[row] or self._participants[row]):
+                param.copy_(constraint(param))
+        if not self._averages_later:
+            return
+        h = self._run.hyperparameters
+        s = _plan.scalars(
+            Settings.of(h, rates),
+            steps=np.ones(1),
+            decayed=np.ones(1, np.bool_),
+            averaged=np.array([bool(self._own["averaged"])]),
+            grad_scales=np.ones(1),
+        )
+        s = type(s)(*(float(np.ravel(number)[0]) for number in s))
+        for param, average, constraint in zip(
+            self._params, self._arrays[_state.AVERAGE], self._constraints, strict=True
+        ):
+            buffers = Buffers(param, None, None, None, None, None, average)
+            rows_engine.average(buffers, s, Options(overwrite=call.overwrite))
+            if call.overwrite and constraint is not None:
+                param.copy_(constraint(param))
+
+    def _overwrite(self, raw: list[Any], *, closes: bool) -> None:
+        window = self._own["in_window"]
+        for place, ((value, accumulator), grad) in enumerate(
+            zip(self._overwritten, raw, strict=True), start=len(self._params)
+        ):
+            if grad is not None and accumulator is not None:
+                torch.maximum(accumulator, grad.to(accumulator.dtype), out=accumulator)
+                grad = accumulator
+            given = grad is not None or bool(window[place])
+            if closes and given:
+                value.copy_(accumulator if grad is None else grad)
+            if accumulator is not None:
+                window[place] = given and not closes
+                if closes:
+                    accumulator.zero_()
