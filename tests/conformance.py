@@ -64,7 +64,7 @@ class Reach:
         self.largest: dict[tuple[str, str], np.ndarray] = {}
         self.gathered = {key: np.zeros(len(w)) for key, w in oracle.values.items()}
         self.steepest = dict.fromkeys(oracle.values, 1.0)
-        """How many times as much as a first moment, or its product with the rate, a value may lose."""
+        """How often a value may lose what a first moment, or its product with the rate, loses."""
         self.tell_state()
 
     def tell(self, key: str, what: str, numbers: Any) -> None:

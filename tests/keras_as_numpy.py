@@ -5,6 +5,7 @@ Every call goes through variables of Keras; what they hold is written back into 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from scenarios import Scenario
+from scenarios import Dial, Scenario
 from torch_as_numpy import leaves
 
 from oneadam import keras as door
@@ -49,6 +50,7 @@ def fitting(scenario: Scenario) -> Scenario:
 class Adam:
     """`oneadam.keras.Adam` on variables that hold what arrays of NumPy held."""
 
+    jit_compile = False
     flushes_subnormals = BACKEND != "torch"  # XLA, on CPUs
 
     def __init__(self, **config: Any) -> None:
@@ -66,6 +68,17 @@ class Adam:
         self.arrays = leaves(structure)
         self.variables = [_variable(name, array) for name, array in self.arrays.items()]
         self.optimizer.build(self.variables)
+        self.patterns: Counter[tuple[str, ...]] = Counter()
+        self.trace()
+
+    def trace(self) -> None:
+        if BACKEND == "tensorflow":
+            import tensorflow as tf
+
+            self.graph = tf.function(
+                lambda gradients: self.optimizer.apply(gradients, self.variables),
+                jit_compile=self.jit_compile,
+            )
 
     def apply(self, gradients: Any) -> None:
         given = list(leaves(gradients).values())
@@ -74,7 +87,17 @@ class Adam:
         self._take()
 
     def _call(self, gradients: list[Any]) -> None:
-        self.optimizer.apply(gradients, self.variables)
+        if BACKEND != "tensorflow":
+            self.optimizer.apply(gradients, self.variables)
+            return
+        pattern = tuple(str(getattr(gradient, "dtype", None)) for gradient in gradients)
+        self.patterns[pattern] += 1
+        # A graph is worth its tracing where many calls are alike, and goes on where others ended.
+        alike = self.patterns[pattern] > 3
+        if alike:
+            self.graph(gradients)
+        else:
+            self.optimizer.apply(gradients, self.variables)
 
     def _put(self) -> None:
         for variable, array in zip(self.variables, self.arrays.values(), strict=True):
@@ -120,11 +143,13 @@ class Adam:
     @property
     def learning_rate(self) -> float:
         """Of the next call."""
-        return learning_rate_now(self.optimizer._as_it_is(), self.calls)
+        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        return learning_rate_now(inner._as_it_is(), self.calls)
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         self.optimizer.learning_rate = value
+        self.trace()  # in case that another kind of learning rate decides from now on
 
 
 def _variable(name: str, array: np.ndarray) -> Any:
@@ -141,19 +166,45 @@ def _tensor(array: Any) -> Any:
 class CompiledAdam(Adam):
     """Steps that TensorFlow has XLA compile."""
 
-    def build(self, structure: Any) -> None:
-        import tensorflow as tf
-
-        super().build(structure)
-        self._compiled = tf.function(
-            lambda gradients: self.optimizer.apply(gradients, self.variables), jit_compile=True
-        )
+    jit_compile = True
 
     def _call(self, gradients: list[Any]) -> None:
-        self._compiled(gradients)
+        self.graph(gradients)
 
 
-LossScaleOptimizer = None
+class LossScaleOptimizer(Adam):
+    """`oneadam.keras.LossScaleOptimizer` around the door."""
+
+    def __init__(self, inner: Adam, **settings: Any) -> None:
+        self.optimizer = door.LossScaleOptimizer(inner.optimizer, **settings)
+
+    @property
+    def scale(self) -> float:
+        return float(ops.convert_to_numpy(self.optimizer.dynamic_scale.value))
+
+
+class CompiledLossScaleOptimizer(LossScaleOptimizer, CompiledAdam):
+    """The same, compiled by XLA."""
+
+
+def fitting_xla(scenario: Scenario) -> Scenario:
+    """The scenario without functions that compiled code would have to call."""
+    fitted = fitting(scenario)
+    asked = {
+        key: value.numbers[0] for key, value in fitted.config.items() if isinstance(value, Dial)
+    }
+    steps = tuple(
+        replace(step, rate=step.rate.numbers[0])
+        if isinstance(getattr(step, "rate", None), Dial)
+        else step
+        for step in fitted.steps
+    )
+    return replace(fitted, config={**fitted.config, **asked}, steps=steps)
+
+
 COMPILED = SimpleNamespace(
-    Adam=CompiledAdam, LossScaleOptimizer=LossScaleOptimizer, can=can, fitting=fitting
+    Adam=CompiledAdam,
+    LossScaleOptimizer=CompiledLossScaleOptimizer,
+    can=lambda scenario: scenario == fitting_xla(scenario),
+    fitting=fitting_xla,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,9 @@ class LossScale:
             return result
 
         near = grads if params is None else params
-        return self._taken(grads, state, params, taken, lambda shapes: _trees.zeros_of(shapes, near))
+        return self._taken(
+            grads, state, params, taken, lambda shapes: _trees.zeros_of(shapes, near)
+        )
 
     def step(self, grads: Tree, state: LossScaleState, params: Tree) -> tuple[Tree, LossScaleState]:
         """Return the next parameters and the next state."""
@@ -175,12 +177,16 @@ def _unscaled(grads: Tree, scale: Array, params: Tree | None) -> Tree:
             computed = np.promote_types(computed, arrays.compute_dtype(param, jnp))
         return grad.astype(computed) / scale.astype(computed)
 
-    def is_none(leaf: Any) -> bool:
-        return leaf is None
-
     # Another structure is also for the transformation inside to refuse.
-    same = jax.tree.structure(grads, is_none) == jax.tree.structure(params, is_none)
-    return jax.tree.map(over, grads, params if same else grads, is_leaf=is_none)
+    found, wanted = (
+        cast(Any, jax.tree.structure(tree, is_leaf=_is_none)) for tree in (grads, params)
+    )
+    near = params if found == wanted else grads
+    return jax.tree.map(over, grads, near, is_leaf=_is_none)
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
 
 
 def _next(state: LossScaleState, finite: Array, settings: Settings) -> LossScaleState:

@@ -4,5 +4,6 @@
 """
 
 from oneadam.keras._adam import Adam
+from oneadam.keras._loss_scale import LossScaleOptimizer
 
-__all__ = ["Adam"]
+__all__ = ["Adam", "LossScaleOptimizer"]

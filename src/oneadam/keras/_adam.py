@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from oneadam import _configuration, _exclusions, _messages, _state
+from oneadam import _configuration, _exclusions, _messages, _state, checkpoint
 from oneadam._exclusions import Exclusions
 from oneadam._hyperparameters import Hyperparameters
 from oneadam._messages import listed
@@ -75,6 +75,11 @@ class Adam(keras.optimizers.Optimizer):
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile(optimizer=Adam(0.1, global_clipnorm=1.0), loss="mse")
     """
+
+    built: bool
+    _own: _Own
+    _learning_rate: Any
+    _trainable_variables_indices: dict[Any, int]
 
     def __init__(
         self,
@@ -219,6 +224,7 @@ class Adam(keras.optimizers.Optimizer):
             own.hyperparameters,
             trained,
             len(variables) - len(trained),
+            _number_dtype(),
             self._variable,
             self._variable_beside,
         )
@@ -270,6 +276,7 @@ class Adam(keras.optimizers.Optimizer):
             if isinstance(self._learning_rate, keras.Variable)
             else None,
             numbers=own.numbers,
+            loss_scale=own.loss_scale,
         )
         backend = import_module(f"oneadam.keras._{_rows.backend_name()}")
         own.engine = backend.Engine(own.run)
@@ -392,18 +399,35 @@ class Adam(keras.optimizers.Optimizer):
         """The number of finished updates."""
         return int(_rows.fetched(self.iterations))
 
+    @property
+    def skipped_calls(self) -> Variable:
+        """The number of calls that an inf or NaN has made it skip, a variable."""
+        return self._own.slots.skipped_calls
+
+    def scale_by(self, loss_scale: Variable) -> None:
+        """Divide gradients by what a variable holds, and skip calls with an inf or NaN."""
+        self._own.loss_scale = loss_scale
+        self._start()
+
     def metrics(self) -> dict[str, float]:
-        """Return plain numbers to log."""
+        """Return plain numbers to log.
+
+        Returns:
+            `learning_rate` of the last call, `calls`, `updates`, `skipped_calls`; of the last
+            update, where its clipping needed them, `gradient_norm` (over all variables, before
+            clipping) and `clip_scale` (the smallest factor).
+        """
         h, slots = self._own.hyperparameters, self._own.slots
         found: dict[str, Any] = {
             "learning_rate": self.learning_rate,
             "calls": self._iterations,
             "updates": self.iterations,
         }
-        if slots is not None:
+        if self._own.run is not None:
+            found["learning_rate"] = slots.learning_rate
             found["skipped_calls"] = slots.skipped_calls
             clips = h.clipnorm is not None or h.global_clipnorm is not None
-            if clips or h.on_nonfinite == "skip":
+            if clips or self._own.run.skips:
                 found["gradient_norm"] = slots.gradient_norm
             if clips:
                 found["clip_scale"] = slots.clip_scale
@@ -520,12 +544,34 @@ class Adam(keras.optimizers.Optimizer):
             ValueError: something is missing, unexpected, or of another shape or dtype; nothing
                 has changed.
         """
+        self.adopt(state, keep_learning_rate)
+
+    def adopt(
+        self,
+        state: Mapping[str, Any],
+        keep_learning_rate: bool,
+        also: Sequence[str] = (),
+        check: Callable[[Mapping[str, Any]], Any] = dict,
+    ) -> Any:
+        """Take over the state of another optimizer, for what wraps this one.
+
+        Args:
+            state: arrays by name.
+            keep_learning_rate: keep the configured learning rate.
+            also: further state of the optimizer's own that is wanted.
+            check: what that is put through before anything changes.
+
+        Returns:
+            What `check` returned.
+        """
         run = self._built()
-        restoring = _saved.restoring(run, self._as_it_is(), state, keep_learning_rate)
+        restoring = _saved.restoring(run, self._as_it_is(), state, keep_learning_rate, also)
+        checked = check(restoring.also)
         _saved.restore(run, restoring)
         rate = restoring.hyperparameters.learning_rate
         if isinstance(rate, float):
             self.learning_rate = rate
+        return checked
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state and the configuration to one safetensors file, atomically.
@@ -536,7 +582,11 @@ class Adam(keras.optimizers.Optimizer):
         Raises:
             OSError: the file cannot be written; the old one is untouched.
         """
-        _saved.write(path, self._built(), self._as_it_is(), self._own.exclusions)
+        checkpoint.write(path, self.state_dict(), self.told())
+
+    def told(self) -> dict[str, str]:
+        """Return what a portable checkpoint says besides the state."""
+        return _saved.metadata(self._built(), self._as_it_is(), self._own.exclusions)
 
     def load(
         self,
@@ -558,7 +608,7 @@ class Adam(keras.optimizers.Optimizer):
             ValueError: the file is damaged, foreign or newer, or does not fit; nothing has
                 changed.
         """
-        saved = _saved.read(path, self._own.hyperparameters, names)
+        saved = _saved.read(path, self.name, names)
         self.load_state_dict(saved, keep_learning_rate=keep_learning_rate)
 
     def _built(self) -> Run:
@@ -652,6 +702,8 @@ class _Own:
         """Of variables that are overwritten, by their keys."""
         self.run: Run | None = None
         self.engine: Engine | None = None
+        self.loss_scale: Variable = None
+        """What a dynamic loss scale divides gradients by."""
         self.warned_of: set[tuple[str, ...]] = set()
 
 

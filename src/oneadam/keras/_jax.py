@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from oneadam import _state
 from oneadam._exclusions import Exclusions
+from oneadam._hyperparameters import Hyperparameters
 from oneadam.jax import _numbers
 from oneadam.jax._adam import Adam
 from oneadam.jax._arguments import Arguments
@@ -43,6 +45,7 @@ class Engine:
             "calls": run.calls,
             "learning_rate": run.learning_rate,
             "numbers": run.numbers,
+            "loss_scale": run.loss_scale,
             "updates": slots.updates,
             "overflows": slots.overflows,
             "row_updates": slots.row_updates,
@@ -50,6 +53,7 @@ class Engine:
             "accumulated_calls": slots.accumulated_calls,
             "in_window": slots.in_window,
             "averaged": slots.averaged,
+            "last_learning_rate": slots.learning_rate,
             "gradient_norm": slots.gradient_norm,
             "clip_scale": slots.clip_scale,
         }
@@ -65,7 +69,8 @@ class Engine:
         self._adopt(self._closed(self._values()))
 
     def _values(self) -> Values:
-        return jax.tree.map(lambda variable: variable.value, self._variables)
+        values: Values = jax.tree.map(lambda variable: variable.value, self._variables)
+        return values
 
     def _adopt(self, values: Values) -> None:
         jax.tree.map(lambda variable, value: variable.assign(value), self._variables, values)
@@ -87,8 +92,10 @@ class Engine:
 
     def _adam(self, values: Values) -> Adam:
         run, numbers = self._run, named(list(_real(values["numbers"])))
-        h = run.hyperparameters
+        h = self._hyperparameters()
         given = {name: numbers[name] for name in NUMBERS if getattr(h, name) is not None}
+        if run.loss_scale is not None:
+            given["loss_scale_factor"] = _real(values["loss_scale"])
         spared = [str(row) for row, decays in enumerate(run.decayed) if not decays]
         constraints = {
             row: variable.constraint
@@ -97,6 +104,13 @@ class Engine:
         }
         exclusions = Exclusions().extended(names=spared)
         return _Quiet(Arguments(h, given, None), exclusions, constraints)
+
+    def _hyperparameters(self) -> Hyperparameters:
+        """Return the arguments, with those that a dynamic loss scale needs."""
+        h = self._run.hyperparameters
+        if self._run.loss_scale is None:
+            return h
+        return dataclasses.replace(h, loss_scale_factor=1.0, on_nonfinite="skip")
 
     def _state(self, values: Values) -> AdamState:
         numbers = named(list(_real(values["numbers"])))
@@ -117,9 +131,7 @@ class Engine:
             accumulated_calls=values["accumulated_calls"].astype(np.int32),
             averaged=values["averaged"],
             rates=rates,
-            gradient_norm=_real(values["gradient_norm"])
-            if clips or h.on_nonfinite == "skip"
-            else None,
+            gradient_norm=_real(values["gradient_norm"]) if clips or self._run.skips else None,
             clip_scale=_real(values["clip_scale"]) if clips else None,
             absences=Absences(_words(row_updates, jnp.zeros_like(row_updates)), trained),
             **{slot: values["arrays"].get(slot) for slot in _ARRAYS},
@@ -167,6 +179,9 @@ class Engine:
             "accumulated_calls": state.accumulated_calls,
             "in_window": jnp.concatenate(window),
             "averaged": state.averaged,
+            "last_learning_rate": jnp.where(
+                is_taken, state.rates.learning_rate, values["last_learning_rate"]
+            ),
             "gradient_norm": _or(state.gradient_norm, values["gradient_norm"]),
             "clip_scale": _or(state.clip_scale, values["clip_scale"]),
         }

@@ -1,4 +1,4 @@
-"""What an engine is told: how the optimizer is configured, and the variables it reads and writes."""
+"""What an engine is told: the configuration, and the variables that it reads and writes."""
 
 from __future__ import annotations
 
@@ -55,6 +55,13 @@ class Run:
     """None where a schedule or a function decides."""
     numbers: Variable
     """A vector, for compiled code to see changes."""
+    loss_scale: Variable | None = None
+    """What a dynamic loss scale divides gradients by."""
+
+    @property
+    def skips(self) -> bool:
+        """Whether a call with an inf or NaN changes nothing."""
+        return self.loss_scale is not None or self.hyperparameters.on_nonfinite == "skip"
 
 
 class Engine(Protocol):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from oneadam import _saved_state, _state, checkpoint
+from oneadam import _saved_state, _state
 from oneadam._exclusions import Exclusions
 from oneadam._hyperparameters import Hyperparameters
 from oneadam._plan import Counters
@@ -66,9 +66,7 @@ def _vectors(run: Run) -> dict[str, Array]:
     return vectors
 
 
-def metadata(
-    run: Run, hyperparameters: Hyperparameters, exclusions: Exclusions
-) -> dict[str, str]:
+def metadata(run: Run, hyperparameters: Hyperparameters, exclusions: Exclusions) -> dict[str, str]:
     """Return what a checkpoint says besides the state."""
     variables = {
         name: (tuple(variable.shape), _rows.dtype_of(variable))
@@ -77,24 +75,13 @@ def metadata(
     return _saved_state.metadata(hyperparameters, exclusions, variables)
 
 
-def write(
-    path: str | os.PathLike[str],
-    run: Run,
-    hyperparameters: Hyperparameters,
-    exclusions: Exclusions,
-) -> None:
-    """Write the state to a file."""
-    told = metadata(run, hyperparameters, exclusions)
-    checkpoint.write(path, state(run, hyperparameters), told)
-
-
 def read(
     path: str | os.PathLike[str],
-    hyperparameters: Hyperparameters,
+    optimizer_name: str,
     names: Mapping[str, str] | Callable[[str], str] | None,
 ) -> dict[str, Array]:
     """Return the state in a file under the names that it has here."""
-    return _saved_state.read(path, names, hyperparameters.name)
+    return _saved_state.read(path, names, optimizer_name)
 
 
 def restoring(
@@ -102,6 +89,7 @@ def restoring(
     hyperparameters: Hyperparameters,
     saved: Mapping[str, Any],
     keep_learning_rate: bool,
+    also: Sequence[str],
 ) -> Restoring:
     """Check saved state against an optimizer, and warn of what only one of them has."""
     slots: dict[str, _state.Slot] = {}
@@ -115,6 +103,7 @@ def restoring(
         {full(name, slot) for name in run.names for slot in used},
         hyperparameters,
         keep_learning_rate=keep_learning_rate,
+        also=also,
     )
 
 
@@ -148,4 +137,3 @@ def restore(run: Run, restoring: Restoring) -> None:
 def _capped(variable: Any, counts: Array) -> Array:
     limits = np.iinfo(_rows.dtype_of(variable))
     return np.minimum(counts, limits.max).astype(limits.dtype)
-

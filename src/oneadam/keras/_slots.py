@@ -30,6 +30,8 @@ class Slots:
     """A vector: whether a call of the open accumulation window has given each a gradient, rows
     first, then what is overwritten."""
     averaged: Variable
+    learning_rate: Variable
+    """Of the last call."""
     gradient_norm: Variable
     clip_scale: Variable
     overflows: Variable
@@ -44,6 +46,7 @@ def made(
     hyperparameters: Hyperparameters,
     rows: Sequence[Variable],
     overwritten: int,
+    number: str,
     own: Make,
     beside: Make,
 ) -> Slots:
@@ -53,6 +56,7 @@ def made(
         hyperparameters: the optimizer's.
         rows: the variables that it trains.
         overwritten: how many others there are.
+        number: the dtype of numbers.
         own: makes a variable of the optimizer, from shape, dtype and name.
         beside: makes one where another variable lies, from that, dtype and name.
     """
@@ -75,7 +79,8 @@ def made(
         accumulated_calls=own((), "int32", "accumulated_calls"),
         in_window=own((len(rows) + overwritten,), "bool", "in_window"),
         averaged=own((), "bool", "averaged"),
-        gradient_norm=own((), "float32", "gradient_norm"),
-        clip_scale=own((), "float32", "clip_scale"),
+        learning_rate=own((), number, "last_learning_rate"),
+        gradient_norm=own((), number, "gradient_norm"),
+        clip_scale=own((), number, "clip_scale"),
         overflows=own((3,), "int32", "overflows"),
     )

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from oneadam import _gradients, _plan
+from oneadam import _gradients, _plan, _state
 from oneadam import _hyperparameters as hyper
-from oneadam import _state
 from oneadam._engines import Buffers, Options, arrays
 from oneadam._hyperparameters import Rates
 from oneadam._plan import Scalars, Settings, Weights
@@ -85,8 +84,9 @@ class Engine:
                     lambda: call.accumulate(fill),
                 )
             call.write(run.calls, call.read(run.calls) + 1)
+            call.write(slots.learning_rate, rates.learning_rate)
 
-        if run.hyperparameters.on_nonfinite == "skip":
+        if run.skips:
             _if(
                 tf.math.is_finite(call.total_norm()),
                 proceed,
@@ -137,6 +137,9 @@ class _Call:
     ) -> None:
         self.run, self._place, self._grads, self._raw = run, place, grads, raw
         self._numbers = named(tf.unstack(self.read(run.numbers)))
+        self._scale = None if run.loss_scale is None else self.read(run.loss_scale)
+        if run.hyperparameters.loss_scale_factor is not None:
+            self._scale = self._numbers["loss_scale_factor"]
         self._norms: Tensor = None
 
     def read(self, variable: Variable) -> Tensor:
@@ -192,12 +195,9 @@ class _Call:
         h = self.run.hyperparameters
         dtype = _rows.compute_dtype(self.run.rows[row])
 
-        def number(name: str) -> Tensor | None:
-            return None if getattr(h, name) is None else tf.cast(self._numbers[name], dtype)
-
         return Options(
-            number("loss_scale_factor"),
-            number("clipvalue"),
+            None if self._scale is None else tf.cast(self._scale, dtype),
+            None if h.clipvalue is None else tf.cast(self._numbers["clipvalue"], dtype),
             decays=h.weight_decay is not None and self.run.decayed[row],
         )
 
@@ -262,7 +262,7 @@ class _Call:
         divisor = tf.cast(divisor, tf.float64)
         factors: Tensor = 1.0 / divisor
         limits = [name for name in ("clipnorm", "global_clipnorm") if getattr(h, name) is not None]
-        if limits or h.on_nonfinite == "skip":
+        if limits or self.run.skips:
             total = self.total_norm()
             self.write(slots.gradient_norm, total / divisor)
         if limits:
@@ -404,7 +404,7 @@ def _of_each(column: Any, dtype: str, count: int) -> Sequence[Tensor]:
     """Return a number for each row from a column, or from one for all."""
     cast = tf.cast(column, dtype)
     if cast.shape.rank and cast.shape[0] == count and count > 1:
-        return tf.unstack(cast)
+        return list(tf.unstack(cast))
     return [tf.reshape(cast, ())] * count
 
 
@@ -447,9 +447,7 @@ def _asked(h: hyper.Hyperparameters, names: list[str]) -> list[Any]:
         answers = [tf.constant(answer, tf.float64) for answer in ask()]
     else:
         answers = tf.py_function(ask, [], [tf.float64] * len(names), name=ASKING)
-    return [
-        _weights(a) if name in BETAS else a for name, a in zip(names, answers, strict=True)
-    ]
+    return [_weights(a) if name in BETAS else a for name, a in zip(names, answers, strict=True)]
 
 
 def _weights(beta: Tensor) -> Weights:

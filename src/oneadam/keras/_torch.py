@@ -1,9 +1,10 @@
-"""The engine for PyTorch: that of `oneadam.torch`, in place, on the tensors of Keras's variables."""
+"""The engine for PyTorch: that of `oneadam.torch`, in place, on tensors of Keras's variables."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -89,13 +90,14 @@ class _Tensors:
         }
         self._calls = tensor_of(run.calls)
         self._rate = None if run.learning_rate is None else tensor_of(run.learning_rate)
-        self._overwritten = [
+        self._scale = None if run.loss_scale is None else tensor_of(run.loss_scale)
+        self._overwritten: list[tuple[Any, ...]] = [
             tuple(None if variable is None else tensor_of(variable) for variable in pair)
             for pair in run.overwritten
         ]
         pairs = [variable for pair in run.overwritten for variable in pair if variable is not None]
         names = [getattr(slots, name) for name in self._own]
-        self.variables = [*sum(self._columns, []), *names, run.calls, *pairs]
+        self.variables = [*chain.from_iterable(self._columns), *names, run.calls, *pairs]
         self._constraints = [getattr(variable, "constraint", None) for variable in run.rows]
         # Between the update and the average of it stands the constraint.
         self._averages_later = h.use_ema and any(self._constraints)
@@ -138,7 +140,9 @@ class _Tensors:
         )
         rates = hyper.now(self._as_it_is(), counters.calls)
         call = plan(h, counters)
-        options = Options(h.loss_scale_factor, None, h.weight_decay is not None, call.overwrite)
+        scale = h.loss_scale_factor if self._scale is None else float(self._scale)
+        on_nonfinite = "skip" if self._run.skips else h.on_nonfinite
+        options = Options(scale, None, h.weight_decay is not None, call.overwrite)
         if self._averages_later:
             options = options._replace(overwrite=False)
         rows = len(self._params)
@@ -147,9 +151,9 @@ class _Tensors:
             self._tell_model()
             update = Update(model, seen, [h], [rates], call, options)
             norms = None
-            if h.on_nonfinite != "propagate" or update.clips:
-                norms = update.norms(names=h.on_nonfinite == "raise")
-            if update.is_skipped(norms, h.on_nonfinite, None):
+            if on_nonfinite != "propagate" or update.clips:
+                norms = update.norms(names=on_nonfinite == "raise")
+            if update.is_skipped(norms, on_nonfinite, None):
                 own["skipped_calls"].add_(1)
                 return
             if call.updates:
@@ -166,6 +170,7 @@ class _Tensors:
             own["updates"].fill_(call.after.updates)
             own["accumulated_calls"].fill_(call.after.accumulated_calls)
             self._calls.fill_(call.after.calls)
+            own["learning_rate"].fill_(rates.learning_rate)
 
     def _as_it_is(self) -> Hyperparameters:
         """Return the arguments with the learning rate that the variable has now."""
