@@ -319,8 +319,19 @@ class _Call:
             before = Buffers(*(None if c is None else tf.convert_to_tensor(c) for c in copies))
             after = before._replace(average=None)
             if grad is not None or before.accumulator is not None:
-                after = arrays.update(after._replace(grad=grad), s, options, Names)
-                after = after._replace(param=constrained(after.param))
+                total = arrays.accumulated(after._replace(grad=grad), options, Names)
+                # Of two factors in a row TensorFlow would take the product, which may be subnormal.
+                scaled = after._replace(grad=total / (1.0 / s.grad_scale_power), accumulator=None)
+                after = arrays.update(
+                    scaled,
+                    s._replace(grad_scale_power=1.0),
+                    options._replace(loss_scale=None),
+                    Names,
+                )
+                after = after._replace(
+                    param=constrained(after.param),
+                    accumulator=None if before.accumulator is None else tf.zeros_like(total),
+                )
             if takes_part is not None:
                 after = Buffers(
                     *(
@@ -447,6 +458,7 @@ def _asked(h: hyper.Hyperparameters, names: list[str]) -> list[Any]:
         answers = [tf.constant(answer, tf.float64) for answer in ask()]
     else:
         answers = tf.py_function(ask, [], [tf.float64] * len(names), name=ASKING)
+        answers = [tf.ensure_shape(answer, ()) for answer in answers]
     return [_weights(a) if name in BETAS else a for name, a in zip(names, answers, strict=True)]
 
 
