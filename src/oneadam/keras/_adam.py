@@ -244,6 +244,9 @@ class Adam(keras.optimizers.Optimizer):
         object.__setattr__(self, "_trainable_variables", variables)
         self.built = True
         self._start()
+        if own.pending is not None:
+            self._adopt_values(own.pending)
+            own.pending = None
 
     def _accumulates(self) -> bool:
         return (self._own.hyperparameters.gradient_accumulation_steps or 1) > 1
@@ -300,6 +303,7 @@ class Adam(keras.optimizers.Optimizer):
             variable: Variable = self.add_variable(
                 shape=tuple(other.shape), dtype=dtype, name=name, layout=layout
             )
+        self._own.short_names[id(variable)] = f"{_rows.name_of(other).rpartition('/')[2]}_{slot}"
         return variable
 
     # Calls.
@@ -418,11 +422,7 @@ class Adam(keras.optimizers.Optimizer):
             clipping) and `clip_scale` (the smallest factor).
         """
         h, slots = self._own.hyperparameters, self._own.slots
-        found: dict[str, Any] = {
-            "learning_rate": self.learning_rate,
-            "calls": self._iterations,
-            "updates": self.iterations,
-        }
+        found: dict[str, Any] = {"calls": self._iterations, "updates": self.iterations}
         if self._own.run is not None:
             found["learning_rate"] = slots.learning_rate
             found["skipped_calls"] = slots.skipped_calls
@@ -518,7 +518,8 @@ class Adam(keras.optimizers.Optimizer):
         for variable in variables:
             average = averages[self._get_variable_index(variable)]
             if average is not None:
-                value = ops.cast(average, _rows.dtype_of(variable))
+                # A copy, for JAX may be told to give one of two buffers away.
+                value = ops.copy(ops.cast(average.value, _rows.dtype_of(variable)))
                 constraint = getattr(variable, "constraint", None)
                 variable.assign(value if constraint is None else constraint(value))
 
@@ -572,6 +573,101 @@ class Adam(keras.optimizers.Optimizer):
         if isinstance(rate, float):
             self.learning_rate = rate
         return checked
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the state into a file of Keras, by place and name."""
+        for name, variable in self._kept().items():
+            store[name] = _rows.fetched(variable)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take over the state from a file of Keras that this class or Keras's Adam has written.
+
+        Raises:
+            ValueError: it is of other variables; nothing has changed.
+        """
+        values = {key: np.asarray(store[key]) for key in store.keys()}  # noqa: SIM118
+        if self.built:
+            self._adopt_values(values)
+        elif values:
+            self._own.pending = values
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Set the first variables of `variables`, in their order.
+
+        Raises:
+            ValueError: the optimizer is not built, or a shape differs; nothing has changed.
+        """
+        if not self.built:
+            raise ValueError(
+                "You are calling `set_weights()` on an optimizer that has not yet been built."
+                " Please call `optimizer.build(trainable_variables)` before."
+            )
+        self._adopt_list([_rows.fetched(weight) for weight in weights])
+
+    def _kept(self) -> dict[str, Variable]:
+        """Return what files of Keras keep, by place and name; arguments are not state.
+
+        Paths are no names for it: a model that is loaded has others than when it was saved.
+        """
+        kept = [v for v in self.variables if v is not self._own.numbers]
+        short = self._own.short_names
+        return {f"{place}_{short.get(id(v), v.name)}": v for place, v in enumerate(kept)}
+
+    def _adopt_values(self, values: Mapping[str, Any]) -> None:
+        """Take over saved state, of this class or of Keras's Adam."""
+        if values and all(name.isdecimal() for name in values):
+            self._adopt_keras([values[str(place)] for place in range(len(values))])
+            return
+        here = self._kept()
+        problems = [
+            *(f"missing: {name}" for name in sorted(here.keys() - values.keys())),
+            *(f"unexpected: {name}" for name in sorted(values.keys() - here.keys())),
+            *(
+                f"{name} of shape {values[name].shape}, here {tuple(variable.shape)}"
+                for name, variable in here.items()
+                if name in values and values[name].shape != tuple(variable.shape)
+            ),
+        ]
+        if problems:
+            raise ValueError(
+                "the saved state must fit the optimizer by names and shapes;"
+                f" {listed(problems)}; nothing was loaded. Make the optimizer with the arguments"
+                " that it was saved with, or use the portable save and load"
+            )
+        for name, variable in here.items():
+            variable.assign(values[name])
+
+    def _adopt_list(self, weights: Sequence[Any]) -> None:
+        for variable, weight in zip(self.variables, weights, strict=False):
+            if tuple(variable.shape) != weight.shape:
+                raise ValueError(
+                    f"Optimizer variable {variable.path} has shape {tuple(variable.shape)} not"
+                    f" compatible with provided weight shape {weight.shape}."
+                )
+        for variable, weight in zip(self.variables, weights, strict=False):
+            if variable is not self._own.numbers:
+                variable.assign(weight)
+
+    def _adopt_keras(self, weights: Sequence[Any]) -> None:
+        """Take over the variables of Keras's Adam, which stand at the same places."""
+        own = self._own
+        arrays = sum(len(column) for column in own.slots.arrays.values()) + len(own.accumulators)
+        first = 1 + isinstance(self._learning_rate, keras.Variable)
+        if len(weights) != first + arrays:
+            raise ValueError(
+                f"the state of Keras's Adam must have {first + arrays} variables for these"
+                f" arguments, received {len(weights)}; make the optimizer with the arguments of"
+                " the saved one"
+            )
+        self._adopt_list(weights)
+        window = own.hyperparameters.gradient_accumulation_steps or 1
+        updates, accumulated = divmod(int(weights[0]), window)
+        rows = int(own.slots.row_updates.shape[0])
+        own.slots.updates.assign(updates)
+        own.slots.row_updates.assign(np.full(rows, updates))
+        own.slots.accumulated_calls.assign(accumulated)
+        own.slots.in_window.assign(np.full(own.slots.in_window.shape, accumulated > 0))
+        own.slots.averaged.assign(own.hyperparameters.use_ema and updates > 0)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state and the configuration to one safetensors file, atomically.
@@ -655,6 +751,35 @@ class Adam(keras.optimizers.Optimizer):
         return float(found)
 
     @classmethod
+    def from_keras(cls, optimizer: Any) -> Adam:
+        """Return an optimizer that goes on where a `keras.optimizers.Adam` or `AdamW` is.
+
+        It has its arguments, its exemptions from weight decay and, where it is built, its state.
+
+        Args:
+            optimizer: of Keras, which is left as it is.
+
+        Raises:
+            TypeError: it is of another class.
+        """
+        if not isinstance(optimizer, keras.optimizers.Adam):
+            raise TypeError(
+                "optimizer must be a keras.optimizers.Adam or AdamW, received"
+                f" {type(optimizer).__name__}"
+            )
+        new = cls.from_config(optimizer.get_config())
+        keys = getattr(optimizer, "_exclude_from_weight_decay", set())
+        pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+        new.exclude_from_weight_decay(
+            [v for v in optimizer._trainable_variables if optimizer._var_key(v) in keys],
+            [] if pattern is None else [pattern],
+        )
+        if optimizer.built:
+            new.build(optimizer._trainable_variables)
+            new._adopt_keras([_rows.fetched(variable) for variable in optimizer.variables])
+        return new
+
+    @classmethod
     def from_config(
         cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
     ) -> Adam:
@@ -670,7 +795,8 @@ class Adam(keras.optimizers.Optimizer):
         """
         rest = dict(config) if isinstance(config, Mapping) else config
         rate = rest.get("learning_rate") if isinstance(rest, dict) else None
-        if isinstance(rate, Mapping) and "module" in rate:
+        of_keras = isinstance(rate, Mapping) and not _is_ours(rate)
+        if of_keras:
             rest["learning_rate"] = keras.saving.deserialize_keras_object(
                 rate, custom_objects=custom_objects
             )
@@ -697,6 +823,8 @@ class _Own:
         """Exempt from weight decay; their names are known once the optimizer is built."""
         self.variables: list[Variable] = []
         self.slots: Any = None
+        self.short_names: dict[int, str] = {}
+        """Of the variables beside others, without the paths of these."""
         self.numbers: Variable = None
         self.accumulators: dict[Any, Variable] = {}
         """Of variables that are overwritten, by their keys."""
@@ -705,6 +833,13 @@ class _Own:
         self.loss_scale: Variable = None
         """What a dynamic loss scale divides gradients by."""
         self.warned_of: set[tuple[str, ...]] = set()
+        self.pending: dict[str, Any] | None = None
+        """What was loaded before there were variables to load it into."""
+
+
+def _is_ours(schedule: Mapping[str, Any]) -> bool:
+    """Return whether this package has written a schedule down."""
+    return str(schedule.get("module", "oneadam")).startswith("oneadam")
 
 
 def _kind(value: Any) -> Any:

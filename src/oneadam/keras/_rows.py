@@ -24,15 +24,19 @@ def name_of(variable: Variable) -> str:
 
 def names_of(variables: Sequence[Variable]) -> list[str]:
     """Return a name for each variable, its own or, where others have that, with a number."""
-    found: list[str] = []
-    taken = {name_of(variable) for variable in variables}
-    for variable in variables:
-        name, number = name_of(variable), 0
-        while name in found or (number and name in taken):
+    return unique([name_of(variable) for variable in variables])
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """Return different names: where one is there before, with a number behind it."""
+    found: dict[str, None] = {}
+    for given in names:
+        name, number = given, 0
+        while name in found or (number and name in names):
             number += 1
-            name = f"{name_of(variable)}_{number}"
-        found.append(name)
-    return found
+            name = f"{given}_{number}"
+        found[name] = None
+    return list(found)
 
 
 def dtype_of(array: Any) -> str:
