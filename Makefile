@@ -2,6 +2,7 @@
 # make demo-torch   the same with PyTorch too, both drawn in one picture
 # make demo-jax     the same with JAX
 # make test         every test, with every framework that has a door or an engine
+# make test-keras-jax    those of the Keras door, on one backend
 # make lint         style and types
 # make bench        speed, as ratios within one run
 #
@@ -11,13 +12,14 @@
 PYTHON ?= python3
 ARGS ?=
 
+KERAS := test-keras-torch test-keras-jax test-keras-tensorflow
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PINS := pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-torch demo-jax test lint bench clean
+.PHONY: demo demo-torch demo-jax test $(KERAS) lint bench clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/oneadam demo $(ARGS)
@@ -29,7 +31,14 @@ demo-jax: $(VENV)/.installed-jax
 	$(BIN)/oneadam demo --framework jax $(ARGS)
 
 test: $(VENV)/.installed-all
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	env -u KERAS_BACKEND $(BIN)/python -m pytest -n 2 $(ARGS)
+	$(if $(ARGS),,$(MAKE) $(KERAS))
+
+# Keras runs on one backend in each process. What XLA takes long to compile, JAX's own door has.
+$(KERAS): test-keras-%: $(VENV)/.installed-all
+	KERAS_BACKEND=$* TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2 --hypothesis-profile=quick \
+		-k "not (compiled and (almost_one or thousand or large))" \
+		$(or $(ARGS),tests/keras tests/test_conformance.py)
 
 lint: $(VENV)/.installed-all
 	$(BIN)/ruff check .
@@ -66,5 +75,5 @@ $(VENV)/.installed-jax: $(PINS) | $(VENV)/.made
 
 $(VENV)/.installed-all: $(PINS) | $(VENV)/.made
 	@echo "Installing oneadam, its tools and all frameworks into $(VENV), once; some minutes."
-	@$(PIP) torch==2.13.0 keras flax equinox orbax-checkpoint -e '.[cli,jax,lightning,transformers,test,dev]'
+	@$(PIP) torch==2.13.0 keras tensorflow-cpu flax equinox orbax-checkpoint -e '.[cli,jax,lightning,transformers,test,dev]'
 	@touch $(addprefix $(VENV)/.installed-,demo torch jax) $@

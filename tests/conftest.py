@@ -11,6 +11,10 @@ from hypothesis import HealthCheck, settings
 # Their asserts are the tests' asserts.
 pytest.register_assert_rewrite("oracle", "conformance", "scenarios", "faults")
 
+if "KERAS_BACKEND" not in os.environ:
+    # Keras runs on one backend in each process: `make test-keras-jax` and so on.
+    collect_ignore = ["keras"]
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells make what they start in the background ignore Ctrl-C, which is under test here.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -39,11 +39,12 @@ LAYERS = (
     ("_configuration", "_plan", "_gradients", "_state"),
     ("_metrics", "_saved_state"),
     ("_engines",),
-    ("numpy", "torch", "jax", "keras"),
+    ("numpy", "torch", "jax"),
+    ("keras",),
     ("cli",),
 )
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
-DOORS = LAYERS[-2]
+DOORS = (*LAYERS[-3], *LAYERS[-2])
 
 # Which rooms, or modules of a room, may import what does not come with Python.
 OUTSIDE = {
@@ -56,10 +57,10 @@ OUTSIDE = {
     "llvmlite": {"_engines"},
     "triton": {"_engines"},
     "safetensors": {"checkpoint"},
-    "torch": {"torch", "_engines.torch", "cli.torch_training"},
+    "torch": {"torch", "_engines.torch", "keras._torch", "cli.torch_training"},
     "lightning": {"torch.integrations.lightning"},
     "transformers": {"torch.integrations.transformers"},
-    "jax": {"jax", "cli.jax_training"},
+    "jax": {"jax", "keras._jax", "cli.jax_training"},
     "optax": {"jax"},
     "keras": {"keras"},
     "tensorflow": {"keras"},

@@ -53,7 +53,7 @@ def jax_door() -> Any:
 
 
 BACKEND = os.environ.get("KERAS_BACKEND")
-"""Where it is set, Keras's door is tested on it; it may be chosen once for a process."""
+"""Where it is set, the Keras door is tested on it, and no other door."""
 READY, COMPILED = {
     None: (("numpy", "torch", "torch as on a device"), ("jax", "jax with 64 bits")),
     "torch": (("keras",), ()),

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 import numbers
-import sys
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-NAMESPACES = {"torch": "torch"}
+NAMESPACES = {"torch": "torch", "tensorflow": "oneadam.keras._tensorflow_names"}
 """The module with the standard's names, by the package of an array without a namespace of its own.
 
 A framework is added by one line here."""
@@ -152,7 +152,7 @@ def _namespace(step: Any) -> Any:
     for kind in type(step).__mro__:
         name = NAMESPACES.get(kind.__module__.partition(".")[0])
         if name is not None:
-            return sys.modules[name]
+            return import_module(name)
     raise TypeError(
         f"step must be a number, or an array or tensor with one, received {step!r} "
         f"({type(step).__name__}). Pass the number of calls so far, for example 100."

@@ -296,7 +296,7 @@ class TestCalls:
         import tensorflow as tf
 
         values, indices = np.ones((3, 4), np.float32), [2, 0, 2]
-        slices = tf.IndexedSlices(tf.constant(values), tf.constant(indices), (3, 4))
+        slices = tf.IndexedSlices(tf.constant(values), tf.constant(indices), tf.constant((3, 4)))
         dense = np.zeros((3, 4), np.float32)
         np.add.at(dense, indices, values)
         trained = variables()

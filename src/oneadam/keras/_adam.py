@@ -228,9 +228,8 @@ class Adam(keras.optimizers.Optimizer):
             self._variable,
             self._variable_beside,
         )
-        own.numbers = self._variable((len(_run.numbers_of(own.hyperparameters)),),
-                                     _number_dtype(), "numbers")  # fmt: skip
-        own.numbers.assign(_run.numbers_of(own.hyperparameters))
+        numbers = _run.numbers_of(own.hyperparameters)
+        own.numbers = self._variable(numbers.shape, _number_dtype(), "numbers", numbers)
         own.accumulators = {
             self._var_key(variable): self._variable_beside(
                 variable, _rows.dtype_of(variable), _state.ACCUMULATOR
@@ -245,7 +244,8 @@ class Adam(keras.optimizers.Optimizer):
         self.built = True
         self._start()
         if own.pending is not None:
-            self._adopt_values(own.pending)
+            with _outside_of_graphs():
+                self._adopt_values(own.pending)
             own.pending = None
 
     def _accumulates(self) -> bool:
@@ -284,9 +284,16 @@ class Adam(keras.optimizers.Optimizer):
         backend = import_module(f"oneadam.keras._{_rows.backend_name()}")
         own.engine = backend.Engine(own.run)
 
-    def _variable(self, shape: tuple[int, ...], dtype: str, name: str) -> Variable:
+    def _variable(
+        self, shape: tuple[int, ...], dtype: str, name: str, value: Any = None
+    ) -> Variable:
+        """Make a variable with its value, which a graph that is being traced could not set."""
         variable: Variable = self.add_variable(
-            shape=shape, dtype=dtype, name=name, aggregation="only_first_replica"
+            shape=shape,
+            initializer="zeros" if value is None else keras.initializers.Constant(value),
+            dtype=dtype,
+            name=name,
+            aggregation="only_first_replica",
         )
         return variable
 
@@ -768,7 +775,7 @@ class Adam(keras.optimizers.Optimizer):
                 f" {type(optimizer).__name__}"
             )
         new = cls.from_config(optimizer.get_config())
-        keys = getattr(optimizer, "_exclude_from_weight_decay", set())
+        keys: set[Any] = getattr(optimizer, "_exclude_from_weight_decay", set())
         pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
         new.exclude_from_weight_decay(
             [v for v in optimizer._trainable_variables if optimizer._var_key(v) in keys],
@@ -835,6 +842,13 @@ class _Own:
         self.warned_of: set[tuple[str, ...]] = set()
         self.pending: dict[str, Any] | None = None
         """What was loaded before there were variables to load it into."""
+
+
+def _outside_of_graphs() -> Any:
+    """Return a context in which TensorFlow does things now that would be put into a graph."""
+    if _rows.backend_name() != "tensorflow":
+        return nullcontext()
+    return import_module("tensorflow").init_scope()
 
 
 def _is_ours(schedule: Mapping[str, Any]) -> bool:

@@ -87,11 +87,13 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self.inner_optimizer.build(var_list)
 
         def number(name: str, value: Any, dtype: str) -> Variable:
-            variable = self.add_variable(
-                shape=(), dtype=dtype, name=name, aggregation="only_first_replica"
+            return self.add_variable(
+                shape=(),
+                initializer=keras.initializers.Constant(value),
+                dtype=dtype,
+                name=name,
+                aggregation="only_first_replica",
             )
-            variable.assign(value)
-            return variable
 
         self.step_counter = number("step_counter", 0, "int32")
         self.dynamic_scale = number("dynamic_scale", self.initial_scale, "float32")

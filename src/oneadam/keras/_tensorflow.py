@@ -19,6 +19,7 @@ from oneadam._engines import Buffers, Options, arrays
 from oneadam._hyperparameters import Rates
 from oneadam._plan import Scalars, Settings, Weights
 from oneadam.keras import _rows
+from oneadam.keras import _tensorflow_names as xp
 from oneadam.keras._run import BETAS, Run, named
 from oneadam.schedules import LearningRateSchedule
 
@@ -187,7 +188,7 @@ class _Call:
             None if accumulator is None else self.read(accumulator),
             *[None] * 4,
         )
-        total = arrays.accumulated(buffers, self._options(row), Names)
+        total = arrays.accumulated(buffers, self._options(row), xp)
         # Squares of float32 fit into float64.
         return tf.sqrt(tf.reduce_sum(tf.square(tf.cast(total, tf.float64))))
 
@@ -267,7 +268,7 @@ class _Call:
             self.write(slots.gradient_norm, total / divisor)
         if limits:
             norms = self._each_norm() if limits[0] == "clipnorm" else total[None]
-            scaling = _gradients.clipping(numbers[limits[0]], norms, total, divisor, Names)
+            scaling = _gradients.clipping(numbers[limits[0]], norms, total, divisor, xp)
             factors = scaling.factors
             self.write(slots.clip_scale, tf.reduce_min(factors) * divisor)
         settings = Settings(
@@ -284,7 +285,7 @@ class _Call:
             decayed=True,
             averaged=self.read(slots.averaged),
             grad_scales=factors,
-            xp=Names,
+            xp=xp,
         )
         count = len(self.run.rows)
         dtypes = {_rows.compute_dtype(row) for row in self.run.rows}
@@ -319,14 +320,14 @@ class _Call:
             before = Buffers(*(None if c is None else tf.convert_to_tensor(c) for c in copies))
             after = before._replace(average=None)
             if grad is not None or before.accumulator is not None:
-                total = arrays.accumulated(after._replace(grad=grad), options, Names)
+                total = arrays.accumulated(after._replace(grad=grad), options, xp)
                 # Of two factors in a row TensorFlow would take the product, which may be subnormal.
                 scaled = after._replace(grad=total / (1.0 / s.grad_scale_power), accumulator=None)
                 after = arrays.update(
                     scaled,
                     s._replace(grad_scale_power=1.0),
                     options._replace(loss_scale=None),
-                    Names,
+                    xp,
                 )
                 after = after._replace(
                     param=constrained(after.param),
@@ -340,7 +341,7 @@ class _Call:
                     )
                 )
             if before.average is not None:
-                after = arrays.average(after._replace(average=before.average), s, options, Names)
+                after = arrays.average(after._replace(average=before.average), s, options, xp)
             if overwrites is not None:
                 average = constrained(tf.cast(after.average, after.param.dtype))
                 after = after._replace(param=tf.where(overwrites, average, after.param))
@@ -349,36 +350,6 @@ class _Call:
                     copy.assign(value)
 
         self._place.update(_own(variable), update, self._grads[row], *columns)
-
-
-class Names:
-    """The names of the array API's standard, as far as the rule and the plan need them."""
-
-    float32, float64 = tf.float32, tf.float64
-    sqrt, expm1, isfinite = tf.sqrt, tf.math.expm1, tf.math.is_finite
-    zeros_like, min = tf.zeros_like, tf.reduce_min
-
-    @staticmethod
-    def asarray(value: Any, dtype: Any = None) -> Tensor:
-        """Return a tensor of a dtype."""
-        tensor = tf.convert_to_tensor(value)
-        return tensor if dtype is None else tf.cast(tensor, dtype)
-
-    @staticmethod
-    def where(condition: Any, chosen: Any, other: Any) -> Tensor:
-        """Return what a condition chooses; numbers of Python have the dtype of the other."""
-        dtype = next((v.dtype for v in (chosen, other) if tf.is_tensor(v)), tf.float64)
-        return tf.where(condition, *(tf.convert_to_tensor(v, dtype) for v in (chosen, other)))
-
-    @staticmethod
-    def maximum(one: Tensor, other: Tensor) -> Tensor:
-        """Return the larger, NaN if one is."""
-        return tf.where(tf.math.is_nan(one), one, tf.maximum(other, one))
-
-    @staticmethod
-    def minimum(one: Tensor, other: Tensor) -> Tensor:
-        """Return the smaller, NaN if one is."""
-        return tf.where(tf.math.is_nan(one), one, tf.minimum(other, one))
 
 
 def _own(variable: Variable | None) -> Any:
