@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -152,7 +153,7 @@ def _namespace(step: Any) -> Any:
     for kind in type(step).__mro__:
         name = NAMESPACES.get(kind.__module__.partition(".")[0])
         if name is not None:
-            return import_module(name)
+            return sys.modules[name] if name in sys.modules else import_module(name)
     raise TypeError(
         f"step must be a number, or an array or tensor with one, received {step!r} "
         f"({type(step).__name__}). Pass the number of calls so far, for example 100."
