@@ -32,7 +32,7 @@ FULL: dict[str, Any] = {
 
 
 def fetched(value: Any) -> np.ndarray:
-    return np.asarray(ops.convert_to_numpy(getattr(value, "value", value)))
+    return ops.convert_to_numpy(value.value if isinstance(value, keras.Variable) else value)
 
 
 def variables() -> list[Any]:
@@ -104,6 +104,18 @@ def test_examples_in_docstrings_hold(module: Any) -> None:
     failed, tried = doctest.testmod(module)
     assert failed == 0
     assert tried > 0
+
+
+def test_the_code_in_the_guide_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guide = Path(__file__).parents[2] / "docs" / "keras.md"
+    blocks = re.findall(r"```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, str(guide), "exec"), {})
+    assert "'updates': 20.0" in capsys.readouterr().out
+    assert (tmp_path / "adam.safetensors").exists()
 
 
 class TestFit:
@@ -313,6 +325,15 @@ class TestCalls:
             optimizer.apply([slices, tf.ones(4)], trained)
         near(trained, through_numpy(config, [[dense, np.ones(4, np.float32)]] * 3))
 
+    @pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has them")
+    def test_variables_may_be_those_of_tensorflow(self) -> None:
+        import tensorflow as tf
+
+        trained, calls = variables(), gradients(3)
+        mixed = [trained[0], tf.Variable(trained[1].value, name="plain")]
+        take(Adam(**FULL), mixed, calls)
+        near(mixed, through_numpy(FULL, calls))
+
     def test_finalize_matches_by_identity(self) -> None:
         optimizer, trained = Adam(0.1, use_ema=True, ema_momentum=0.9), variables()
         optimizer.build(trained)
@@ -495,6 +516,19 @@ class TestState:
         take(theirs, trained, more)
         near(trained, after)
         assert ours.updates == 6
+
+    def test_a_file_that_keras_saved_with_its_own_loads_into_ours(self, tmp_path: Path) -> None:
+        theirs = fitted(keras.optimizers.Adam(0.01, amsgrad=True), epochs=1)
+        theirs.save(tmp_path / "model.keras")
+        ours = model()
+        ours.compile(optimizer=Adam(0.01, amsgrad=True), loss="mse")
+        ours.optimizer.build(ours.trainable_variables)
+        ours.load_weights(tmp_path / "model.keras")
+        assert (ours.optimizer.calls, ours.optimizer.updates) == (8, 8)
+        for one in (theirs, ours):
+            one.fit(*data(), batch_size=8, shuffle=False, verbose=0)
+        for a, b in zip(weights(theirs), weights(ours), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
     def test_takes_the_weights_of_another(self) -> None:
         one, ones = self.trained(FULL)

@@ -170,8 +170,10 @@ class Adam(keras.optimizers.Optimizer):
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         if isinstance(value, keras.Variable) or ops.is_tensor(value):
-            self._learning_rate.assign(value)
-            return
+            if isinstance(self._learning_rate, keras.Variable):
+                self._learning_rate.assign(value)  # which also a step may do
+                return
+            value = float(_rows.fetched(value))
         changed = dataclasses.replace(self._own.hyperparameters, learning_rate=value)
         if self.built and _kind(changed.learning_rate) != _kind(self._argument("learning_rate")):
             # Steps that are compiled already cannot be told.
@@ -305,7 +307,7 @@ class Adam(keras.optimizers.Optimizer):
         with (
             nullcontext()
             if strategy is None
-            else strategy.extended.colocate_vars_with(getattr(other, "value", other))
+            else strategy.extended.colocate_vars_with(_rows.own(other))
         ):
             variable: Variable = self.add_variable(
                 shape=tuple(other.shape), dtype=dtype, name=name, layout=layout

@@ -97,5 +97,10 @@ def backend_name() -> str:
 
 def fetched(value: Any) -> np.ndarray[Any, Any]:
     """Return what a variable or tensor holds as an array of NumPy."""
-    array: np.ndarray[Any, Any] = ops.convert_to_numpy(getattr(value, "value", value))
+    array: np.ndarray[Any, Any] = ops.convert_to_numpy(own(value))
     return array
+
+
+def own(variable: Any) -> Any:
+    """Return the variable or tensor of the backend that is behind a variable of Keras."""
+    return variable.value if isinstance(variable, keras.Variable) else variable

@@ -145,11 +145,13 @@ class _Call:
 
     def read(self, variable: Variable) -> Tensor:
         """Return the value of a variable."""
-        return tf.convert_to_tensor(self._place.local(_own(variable)))
+        return tf.convert_to_tensor(self._place.local(_rows.own(variable)))
 
     def write(self, variable: Variable, value: Tensor) -> None:
         """Set a variable, all of its copies."""
-        self._place.update(_own(variable), lambda copy: copy.assign(tf.cast(value, copy.dtype)))
+        self._place.update(
+            _rows.own(variable), lambda copy: copy.assign(tf.cast(value, copy.dtype))
+        )
 
     def rates(self) -> Rates:
         """Return the rates of this call, in float64; of betas that are numbers, the weights."""
@@ -181,7 +183,7 @@ class _Call:
         grad, accumulator = self._grads[row], accumulators[row]
         if grad is None and accumulator is None:
             return tf.zeros((), tf.float64)
-        variable = _own(self.run.rows[row])
+        variable = _rows.own(self.run.rows[row])
         buffers = Buffers(
             self._place.local(variable),
             None if grad is None else self._place.local(grad),
@@ -211,7 +213,7 @@ class _Call:
                 self._add(row, accumulators[row], grad)
         for (_, accumulator), grad in zip(self.run.overwritten, self._raw, strict=True):
             if grad is not None and accumulator is not None:
-                self._place.update(_own(accumulator), _keep_larger, grad)
+                self._place.update(_rows.own(accumulator), _keep_larger, grad)
         self.write(slots.in_window, self._participants())
         self.write(slots.accumulated_calls, fill)
 
@@ -222,7 +224,7 @@ class _Call:
             grad = tf.cast(grad, copy.dtype)
             copy.assign_add(grad if scale is None else grad / scale)
 
-        self._place.update(_own(accumulator), add, grad)
+        self._place.update(_rows.own(accumulator), add, grad)
 
     def _participants(self) -> Tensor:
         """Return which rows have had a gradient in the window."""
@@ -248,7 +250,9 @@ class _Call:
         ):
             if grad is not None or accumulator is not None:
                 given = participants[place]
-                self._place.update(_own(variable), _overwrite, _own(accumulator), grad, given)
+                self._place.update(
+                    _rows.own(variable), _overwrite, _rows.own(accumulator), grad, given
+                )
         self.write(slots.row_updates, row_updates)
         self.write(slots.updates, updates)
         self.write(slots.in_window, tf.zeros_like(participants))
@@ -303,7 +307,7 @@ class _Call:
         s = Scalars(*(column[row] for column in scalars[_rows.compute_dtype(variable)]))
         options, constraint = self._options(row), getattr(variable, "constraint", None)
         columns = [
-            _own(slots.column(slot)[row])
+            _rows.own(slots.column(slot)[row])
             for slot in (_state.ACCUMULATOR, _state.MOMENTUM, _state.VELOCITY,
                          _state.VELOCITY_HAT, _state.AVERAGE)
         ]  # fmt: skip
@@ -349,12 +353,7 @@ class _Call:
                 if copy is not None:
                     copy.assign(value)
 
-        self._place.update(_own(variable), update, self._grads[row], *columns)
-
-
-def _own(variable: Variable | None) -> Any:
-    """Return the variable of TensorFlow behind one of Keras."""
-    return getattr(variable, "value", variable) if hasattr(variable, "path") else variable
+        self._place.update(_rows.own(variable), update, self._grads[row], *columns)
 
 
 def _dense(grad: Tensor | None) -> Tensor | None:
