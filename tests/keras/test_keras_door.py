@@ -350,6 +350,44 @@ class TestCalls:
         np.testing.assert_array_equal(fetched(trained[1]), fetched(average))
 
 
+class TestMemory:
+    """Variables and state may lie anywhere."""
+
+    @pytest.mark.parametrize("config", [{}, FULL], ids=["plain", "full"])
+    def test_columns_may_come_first(self, config: dict[str, Any]) -> None:
+        def turned() -> list[Any]:
+            given = variables()
+            kernel = ops.transpose(ops.convert_to_tensor(fetched(given[0]).T.copy()))
+            return [keras.Variable(kernel, name="kernel"), given[1]]
+
+        optimizer, trained, calls = Adam(**config), turned(), gradients(7)
+        take(optimizer, trained, calls)
+        near(trained, through_numpy(config, calls))
+        assert np.abs(fetched(optimizer._momentums[0])).min() > 0
+        optimizer.learning_rate = 0.5
+        assert np.abs(optimizer.state_dict()["kernel/velocity"]).min() > 0
+        if BACKEND == "tensorflow":
+            return
+        pure, given = Adam(**config), turned()
+        pure.build(given)
+        values, state = [v.value for v in given], [v.value for v in pure.variables]
+        for grads in calls:
+            tensors = [ops.convert_to_tensor(grad) for grad in grads]
+            values, state = pure.stateless_apply(state, tensors, values)
+        near(values, through_numpy(config, calls))
+
+    @pytest.mark.skipif(BACKEND == "tensorflow", reason="Keras has none on TensorFlow")
+    def test_stateless_calls_leave_frozen_variables_out(self) -> None:
+        optimizer, trained, calls = Adam(), variables(), gradients(2)
+        optimizer.build(trained)
+        trained[0].trainable = False
+        state = [variable.value for variable in optimizer.variables]
+        values, state = optimizer.stateless_apply(
+            state, [ops.convert_to_tensor(calls[0][1])], [trained[1].value]
+        )
+        near(values, through_numpy({}, calls[:1])[1:])
+
+
 class TestDecay:
     @pytest.mark.parametrize(
         "excluded",
@@ -379,6 +417,19 @@ class TestDecay:
         near(trained[1:], through_numpy({}, calls)[1:])
         with pytest.raises(ValueError, match="before the optimizer is built"):
             optimizer.exclude_from_weight_decay(var_names=["kernel"])
+
+
+class Harmonic(schedules.LearningRateSchedule):
+    """As a user would write it."""
+
+    def __init__(self, first: float) -> None:
+        self.first = first
+
+    def __call__(self, step: Any) -> Any:
+        return self.first / (step + 1)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"first": self.first}
 
 
 class TestConfiguration:
@@ -425,6 +476,45 @@ class TestConfiguration:
     def test_bad_arguments_are_refused(self, wrong: dict[str, Any]) -> None:
         with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
             Adam(**wrong)
+
+    def test_a_schedule_of_ones_own_goes_out_and_in(self) -> None:
+        optimizer = Adam(Harmonic(0.1))
+        again = Adam.from_config(optimizer.get_config(), custom_objects={"Harmonic": Harmonic})
+        trained, others, calls = variables(), variables(), gradients(3)
+        take(optimizer, trained, calls)
+        take(again, others, calls)
+        near(trained, [fetched(variable) for variable in others])
+        near(trained, through_numpy({"learning_rate": Harmonic(0.1)}, calls))
+
+    def test_a_function_of_calls_tells_the_learning_rate(self) -> None:
+        optimizer, trained = Adam(lambda calls: 0.1 / (calls + 1)), variables()
+        take(optimizer, trained, gradients(3))
+        assert float(fetched(optimizer.learning_rate)) == pytest.approx(0.025)
+        with pytest.raises(ValueError, match="learning_rate must be"):
+            optimizer.get_config()
+
+    def test_a_refused_number_is_not_kept(self) -> None:
+        optimizer, trained = Adam(), variables()
+        optimizer.build(trained)
+        with pytest.raises(ValueError, match="epsilon must be a normal number"):
+            optimizer.epsilon = 1e-40
+        assert optimizer.get_config()["epsilon"] == 1e-7
+        optimizer.beta_1 = 0.8
+        assert optimizer.beta_1 == 0.8
+
+    def test_a_loss_scale_that_is_assigned_scales_both_ways(self) -> None:
+        optimizer, trained = Adam(loss_scale_factor=4.0), variables()
+        optimizer.build(trained)
+        optimizer.loss_scale_factor = 8.0
+        assert float(fetched(optimizer.scale_loss(ops.ones(())))) == 8.0
+        calls = gradients(2)
+        take(optimizer, trained, [[8 * grad for grad in grads] for grads in calls])
+        near(trained, through_numpy({}, calls))
+
+    def test_a_frequency_without_averages_does_nothing(self) -> None:
+        trained, calls = variables(), gradients(3)
+        take(Adam(ema_overwrite_frequency=2), trained, calls)
+        near(trained, through_numpy({}, calls))
 
     def test_what_the_state_depends_on_stays(self) -> None:
         optimizer, trained = Adam(), variables()
@@ -539,6 +629,56 @@ class TestState:
         other.set_weights(one.variables)
         self.goes_on(one, ones, other, others)
 
+    def test_loads_what_was_saved_before_any_call(self, tmp_path: Path) -> None:
+        for optimizer in (Adam(0.01), LossScaleOptimizer(Adam(0.01))):
+            trained = model()
+            trained.compile(optimizer=optimizer, loss="mse")
+            trained.save(tmp_path / "model.keras")
+            again = keras.saving.load_model(tmp_path / "model.keras")
+            again.fit(*data(), batch_size=8, epochs=1, verbose=0)
+            assert again.optimizer.calls == 8
+        copy_of = pickle.loads(pickle.dumps(Adam(0.5)))
+        take(copy_of, variables(), gradients(1))
+        assert copy_of.calls == 1
+
+    def test_a_schedule_may_become_a_number_before_it_is_saved(self, tmp_path: Path) -> None:
+        trained = fitted(Adam(schedules.ExponentialDecay(0.1, 10, 0.9)), epochs=1)
+        trained.optimizer.learning_rate = 1e-4
+        trained.save(tmp_path / "model.keras")
+        again = keras.saving.load_model(tmp_path / "model.keras")
+        assert (again.optimizer.calls, again.optimizer.get_config()["learning_rate"]) == (8, 1e-4)
+
+    def test_loaded_state_does_not_change_arguments(self, tmp_path: Path) -> None:
+        one = fitted(keras.optimizers.LossScaleOptimizer(Adam(weight_decay=0.1)), epochs=1)
+        one.save(tmp_path / "model.keras")
+        other = model()
+        other.compile(keras.optimizers.LossScaleOptimizer(Adam(weight_decay=0.2)), loss="mse")
+        other.optimizer.build(other.trainable_variables)
+        other.load_weights(tmp_path / "model.keras")
+        inner = other.optimizer.inner_optimizer
+        assert inner.calls == 8
+        assert fetched(inner._own.numbers)[1] == pytest.approx(0.2)
+
+    def test_takes_the_weights_of_keras(self) -> None:
+        theirs, trained = keras.optimizers.Adam(), variables()
+        take(theirs, trained, gradients(3))
+        ours = Adam()
+        ours.build(variables())
+        ours.set_weights(theirs.variables)
+        assert (ours.calls, ours.updates) == (3, 3)
+        with pytest.raises(ValueError, match="weights must have"):
+            ours.set_weights(theirs.variables[:3])
+
+    def test_takes_over_what_keras_exempts(self) -> None:
+        theirs, trained, calls = keras.optimizers.AdamW(weight_decay=0.1), variables(), gradients(3)
+        theirs.exclude_from_weight_decay(var_names=["^bias$"])
+        with pytest.raises(ValueError, match="must be built"):
+            Adam.from_keras(theirs)
+        theirs.build(trained)
+        take(Adam.from_keras(theirs), trained, calls)
+        near(trained[:1], through_numpy({"weight_decay": 0.1}, calls)[:1])
+        near(trained[1:], through_numpy({}, calls)[1:])
+
     def test_pickles_with_its_state(self) -> None:
         one, ones = self.trained(FULL)
         others = variables()
@@ -568,6 +708,46 @@ class TestLossScale:
         near(trained, through_numpy(config, calls))
         metrics = optimizer.metrics()
         assert (metrics["loss_scale"], metrics["skipped_calls"], metrics["calls"]) == (8, 1, 3)
+
+    def test_pickles_with_its_scale(self) -> None:
+        optimizer = LossScaleOptimizer(Adam(), initial_scale=8.0, dynamic_growth_steps=2)
+        take(optimizer, variables(), gradients(3))
+        other = pickle.loads(pickle.dumps(optimizer))
+        other.build(variables())
+        assert other.metrics() == optimizer.metrics()
+        assert other.metrics()["loss_scale"] == 16.0
+
+    def test_goes_to_numpy_and_back(self, tmp_path: Path) -> None:
+        optimizer = LossScaleOptimizer(Adam(name="adam"), 8.0, 2)
+        take(optimizer, variables(), gradients(3))
+        optimizer.save(tmp_path / "run")
+        there = oneadam.numpy.LossScaleOptimizer(oneadam.numpy.Adam(), 4.0, 2)
+        there.build({"kernel": np.zeros((3, 4), np.float32), "bias": np.zeros(4, np.float32)})
+        there.load(tmp_path / "run")
+        assert there.scale == 16.0
+        other = LossScaleOptimizer(Adam(), 1.0, 2)
+        other.build(variables())
+        other.load(tmp_path / "run")
+        for name in ("calls", "updates", "loss_scale"):
+            assert other.metrics()[name] == optimizer.metrics()[name]
+
+    def test_around_an_optimizer_that_is_built(self) -> None:
+        inner, trained, calls = Adam(), variables(), gradients(2)
+        inner.build(trained)
+        optimizer = LossScaleOptimizer(inner, initial_scale=4.0)
+        for grads in calls:
+            optimizer.apply([ops.convert_to_tensor(4 * grad) for grad in grads])
+        optimizer.apply([])
+        near(trained, through_numpy({}, calls))
+        assert optimizer.calls == 2
+
+    def test_judges_what_becomes_a_value_too(self) -> None:
+        trained = variables()
+        trained[1].overwrite_with_gradient = True
+        optimizer, before = LossScaleOptimizer(Adam(), initial_scale=4.0), fetched(trained[1])
+        take(optimizer, trained, [[np.ones((3, 4), np.float32), np.full(4, np.inf, np.float32)]])
+        np.testing.assert_array_equal(fetched(trained[1]), before)
+        assert optimizer.metrics()["loss_scale"] == 2.0
 
     def test_stays_within_its_range(self) -> None:
         optimizer = LossScaleOptimizer(Adam(), initial_scale=2.0, minimum_scale=1.0)

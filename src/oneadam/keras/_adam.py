@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib import import_module
+from itertools import chain
 from typing import Any
 
 import keras
@@ -18,6 +19,7 @@ from oneadam import _configuration, _exclusions, _messages, _state, checkpoint
 from oneadam._exclusions import Exclusions
 from oneadam._hyperparameters import Hyperparameters
 from oneadam._messages import listed
+from oneadam._plan import Counters
 from oneadam._warnings import warn
 from oneadam.keras import _rows, _run, _saved, _slots
 from oneadam.keras._run import Engine, Overwritten, Run
@@ -114,7 +116,8 @@ class Adam(keras.optimizers.Optimizer):
             )
         object.__setattr__(self, "_own", _Own(h))
         rate = h.learning_rate
-        super().__init__(learning_rate=rate if callable(rate) else float(rate), name=name)
+        # A variable that Keras made of a number would have to be thrown away again.
+        super().__init__(learning_rate=rate if callable(rate) else lambda: rate, name=name)
         self._own.hyperparameters = dataclasses.replace(h, name=self.name)
         self._own.is_made = True
         if isinstance(rate, float):
@@ -152,12 +155,11 @@ class Adam(keras.optimizers.Optimizer):
                 f"{name} must stay {_said(before)} once the optimizer is built, for its state and"
                 f" its compiled steps depend on that, received {after!r}; make another optimizer"
             )
-        own.hyperparameters = changed
         if own.run is not None:
             _rows.check_trained(changed, own.run.rows)
             own.run.hyperparameters = changed
-            if own.run.numbers is not None:
-                own.run.numbers.assign(_run.numbers_of(changed))
+            own.numbers.assign(_run.numbers_of(changed))
+        own.hyperparameters = changed
 
     @property
     def learning_rate(self) -> Any:
@@ -174,11 +176,10 @@ class Adam(keras.optimizers.Optimizer):
                 self._learning_rate.assign(value)  # which also a step may do
                 return
             value = float(_rows.fetched(value))
-        changed = dataclasses.replace(self._own.hyperparameters, learning_rate=value)
-        if self.built and _kind(changed.learning_rate) != _kind(self._argument("learning_rate")):
-            # Steps that are compiled already cannot be told.
-            self._own.run, self._own.engine = None, None
-        self._own.hyperparameters = changed
+        own = self._own
+        changed = dataclasses.replace(own.hyperparameters, learning_rate=value)
+        is_alike = _kind(changed.learning_rate) == _kind(own.hyperparameters.learning_rate)
+        own.hyperparameters = changed
         rate = changed.learning_rate
         if isinstance(rate, float):
             if isinstance(self._learning_rate, keras.Variable):
@@ -189,14 +190,18 @@ class Adam(keras.optimizers.Optimizer):
             if isinstance(self._learning_rate, keras.Variable):
                 self._untrack_variable(self._learning_rate)
             self._learning_rate = rate
-        if self.built:
+        if own.run is not None and is_alike:
+            own.run.hyperparameters = changed
+        elif self.built:
             self._start()
 
     def _get_current_learning_rate(self) -> Any:
         rate = self._learning_rate
         if isinstance(rate, keras.Variable) or not callable(rate):
             return rate
-        return rate(self._iterations) if self._own.hyperparameters.takes_calls else rate()
+        if not self._own.hyperparameters.takes_calls:
+            return rate()
+        return rate(_rows.step(self._iterations.value))
 
     # Building.
 
@@ -245,10 +250,14 @@ class Adam(keras.optimizers.Optimizer):
         object.__setattr__(self, "_trainable_variables", variables)
         self.built = True
         self._start()
-        if own.pending is not None:
+        self._adopt_pending()
+
+    def _adopt_pending(self) -> None:
+        """Take over what was loaded before there were variables; what does not fit stays."""
+        if self._own.pending is not None:
             with _outside_of_graphs():
-                self._adopt_values(own.pending)
-            own.pending = None
+                self._adopt_values(self._own.pending)
+            self._own.pending = None
 
     def _accumulates(self) -> bool:
         return (self._own.hyperparameters.gradient_accumulation_steps or 1) > 1
@@ -349,6 +358,7 @@ class Adam(keras.optimizers.Optimizer):
                 f"grads must have one entry for each of the {len(variables)} variables, received"
                 f" {len(grads)}; put None where there is no gradient"
             )
+        self._adopt_pending()
         given = self._by_variable(grads, variables)
         run, engine = self._own.run, self._own.engine
         assert run is not None
@@ -389,6 +399,39 @@ class Adam(keras.optimizers.Optimizer):
             )
         return found
 
+    def stateless_apply(
+        self,
+        optimizer_variables: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        trainable_variables: Sequence[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return variables after a call, and change none; see Keras's `Optimizer`.
+
+        Where some of the variables are frozen, values and gradients may be those of the others.
+        """
+        some = [variable for variable in self._own.variables if variable.trainable]
+        if len(trainable_variables) != len(some) or len(some) == len(self._own.variables):
+            result: tuple[list[Tensor], list[Tensor]] = super().stateless_apply(
+                optimizer_variables, grads, trainable_variables
+            )
+            return result
+        mine = self.variables
+        mapping = [*zip(some, trainable_variables, strict=True),
+                   *zip(mine, optimizer_variables, strict=True)]  # fmt: skip
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            self.apply(grads, some)
+        found = [list(map(scope.get_current_value, part)) for part in (some, mine)]
+        return found[0], found[1]
+
+    def scale_loss(self, loss: Any) -> Any:
+        """Return the loss times `loss_scale_factor`, to take the gradients of."""
+        factor = self._argument("loss_scale_factor")
+        if factor is None or not self.built:
+            return loss if factor is None else loss * factor
+        # Compiled code sees what is assigned later only in the variable.
+        place = _run.NUMBERS.index("loss_scale_factor")
+        return ops.multiply(loss, ops.cast(self._own.numbers.value[place], loss.dtype))
+
     def flush(self) -> None:
         """Close an incomplete accumulation window with the mean over the calls that it has.
 
@@ -405,12 +448,15 @@ class Adam(keras.optimizers.Optimizer):
     @property
     def calls(self) -> int:
         """The number of finished calls."""
-        return int(_rows.fetched(self._iterations))
+        return self._counters().calls
 
     @property
     def updates(self) -> int:
         """The number of finished updates."""
-        return int(_rows.fetched(self.iterations))
+        return self._counters().updates
+
+    def _counters(self) -> Counters:
+        return Counters() if self._own.run is None else _saved.counters(self._own.run)
 
     @property
     def skipped_calls(self) -> Variable:
@@ -431,16 +477,20 @@ class Adam(keras.optimizers.Optimizer):
             clipping) and `clip_scale` (the smallest factor).
         """
         h, slots = self._own.hyperparameters, self._own.slots
-        found: dict[str, Any] = {"calls": self._iterations, "updates": self.iterations}
+        counters = self._counters()
+        found: dict[str, Any] = {"calls": counters.calls, "updates": counters.updates}
         if self._own.run is not None:
             found["learning_rate"] = slots.learning_rate
-            found["skipped_calls"] = slots.skipped_calls
+            found["skipped_calls"] = counters.skipped_calls
             clips = h.clipnorm is not None or h.global_clipnorm is not None
             if clips or self._own.run.skips:
                 found["gradient_norm"] = slots.gradient_norm
             if clips:
                 found["clip_scale"] = slots.clip_scale
-        return {name: float(_rows.fetched(value)) for name, value in found.items()}
+        return {
+            name: float(_rows.fetched(value) if isinstance(value, keras.Variable) else value)
+            for name, value in found.items()
+        }
 
     # What Keras and its users find by these names.
 
@@ -585,8 +635,10 @@ class Adam(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store: Any) -> None:
         """Write the state into a file of Keras, by place and name."""
-        for name, variable in self._kept().items():
-            store[name] = _rows.fetched(variable)
+        own = self._own
+        kept = self._kept() if self.built and own.pending is None else own.pending or {}
+        for name, value in kept.items():
+            store[name] = _rows.fetched(value) if isinstance(value, keras.Variable) else value
 
     def load_own_variables(self, store: Any) -> None:
         """Take over the state from a file of Keras that this class or Keras's Adam has written.
@@ -595,13 +647,16 @@ class Adam(keras.optimizers.Optimizer):
             ValueError: it is of other variables; nothing has changed.
         """
         values = {key: np.asarray(store[key]) for key in store.keys()}  # noqa: SIM118
-        if self.built:
+        if len(values) <= len(self._first()):
+            if self.built and self.calls:
+                warn("the file has no state of the optimizer, which goes on with what it has")
+        elif self.built:
             self._adopt_values(values)
-        elif values:
+        else:
             self._own.pending = values
 
     def set_weights(self, weights: Sequence[Any]) -> None:
-        """Set the first variables of `variables`, in their order.
+        """Set the variables of `variables`, in their order; or what Keras's Adam has of them.
 
         Raises:
             ValueError: the optimizer is not built, or a shape differs; nothing has changed.
@@ -611,15 +666,25 @@ class Adam(keras.optimizers.Optimizer):
                 "You are calling `set_weights()` on an optimizer that has not yet been built."
                 " Please call `optimizer.build(trainable_variables)` before."
             )
-        self._adopt_list([_rows.fetched(weight) for weight in weights])
+        values = [_rows.fetched(weight) for weight in weights]
+        if len(values) == len(self._of_keras()) != len(self.variables):
+            self._adopt_keras(values)
+            return
+        if len(values) != len(self.variables):
+            raise ValueError(
+                f"weights must have {len(self.variables)} entries as `variables` has, or"
+                f" {len(self._of_keras())} as those of Keras's Adam, received {len(values)}"
+            )
+        self._adopt_list(self.variables, values)
 
     def _kept(self) -> dict[str, Variable]:
         """Return what files of Keras keep, by place and name; arguments are not state.
 
         Paths are no names for it: a model that is loaded has others than when it was saved.
         """
-        kept = [v for v in self.variables if v is not self._own.numbers]
-        short = self._own.short_names
+        first, short = self._first(), self._own.short_names
+        behind = {id(variable) for variable in (*first, self._own.numbers)}
+        kept = [*first, *(v for v in self.variables if id(v) not in behind)]
         return {f"{place}_{short.get(id(v), v.name)}": v for place, v in enumerate(kept)}
 
     def _adopt_values(self, values: Mapping[str, Any]) -> None:
@@ -645,38 +710,50 @@ class Adam(keras.optimizers.Optimizer):
             )
         for name, variable in here.items():
             variable.assign(values[name])
+        self._write_numbers()
 
-    def _adopt_list(self, weights: Sequence[Any]) -> None:
-        for variable, weight in zip(self.variables, weights, strict=False):
+    def _write_numbers(self) -> None:
+        """Have compiled code see the arguments, whatever was loaded into its variable."""
+        self._own.numbers.assign(_run.numbers_of(self._own.hyperparameters))
+
+    def _adopt_list(self, variables: Sequence[Variable], weights: Sequence[Any]) -> None:
+        for variable, weight in zip(variables, weights, strict=True):
             if tuple(variable.shape) != weight.shape:
                 raise ValueError(
                     f"Optimizer variable {variable.path} has shape {tuple(variable.shape)} not"
                     f" compatible with provided weight shape {weight.shape}."
                 )
-        for variable, weight in zip(self.variables, weights, strict=False):
-            if variable is not self._own.numbers:
-                variable.assign(weight)
+        for variable, weight in zip(variables, weights, strict=True):
+            variable.assign(weight)
+        self._write_numbers()
+
+    def _first(self) -> list[Variable]:
+        """Return the variables that every optimizer of Keras has."""
+        rate = self._learning_rate
+        return [self._iterations, *([rate] if isinstance(rate, keras.Variable) else [])]
+
+    def _of_keras(self) -> list[Variable]:
+        """Return the variables that Keras's Adam has too, in its order."""
+        pairs = zip(self._momentums, self._velocities, strict=True)
+        columns = [self._model_variables_moving_average, self._accumulated_gradients,
+                   chain.from_iterable(pairs), self._velocity_hats]  # fmt: skip
+        return [*self._first(), *(v for v in chain.from_iterable(columns) if v is not None)]
 
     def _adopt_keras(self, weights: Sequence[Any]) -> None:
-        """Take over the variables of Keras's Adam, which stand at the same places."""
-        own = self._own
-        arrays = sum(len(column) for column in own.slots.arrays.values()) + len(own.accumulators)
-        first = 1 + isinstance(self._learning_rate, keras.Variable)
-        if len(weights) != first + arrays:
+        """Take over the variables of Keras's Adam."""
+        slots, h, here = self._own.slots, self._own.hyperparameters, self._of_keras()
+        if len(weights) != len(here):
             raise ValueError(
-                f"the state of Keras's Adam must have {first + arrays} variables for these"
-                f" arguments, received {len(weights)}; make the optimizer with the arguments of"
-                " the saved one"
+                f"the state of Keras's Adam must have {len(here)} variables for these arguments,"
+                f" received {len(weights)}; make the optimizer with the arguments of the saved one"
             )
-        self._adopt_list(weights)
-        window = own.hyperparameters.gradient_accumulation_steps or 1
-        updates, accumulated = divmod(int(weights[0]), window)
-        rows = int(own.slots.row_updates.shape[0])
-        own.slots.updates.assign(updates)
-        own.slots.row_updates.assign(np.full(rows, updates))
-        own.slots.accumulated_calls.assign(accumulated)
-        own.slots.in_window.assign(np.full(own.slots.in_window.shape, accumulated > 0))
-        own.slots.averaged.assign(own.hyperparameters.use_ema and updates > 0)
+        self._adopt_list(here, weights)
+        updates, accumulated = divmod(int(weights[0]), h.gradient_accumulation_steps or 1)
+        slots.updates.assign(updates)
+        slots.row_updates.assign(np.full(slots.row_updates.shape, updates))
+        slots.accumulated_calls.assign(accumulated)
+        slots.in_window.assign(np.full(slots.in_window.shape, accumulated > 0))
+        slots.averaged.assign(h.use_ema and updates > 0)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state and the configuration to one safetensors file, atomically.
@@ -746,6 +823,12 @@ class Adam(keras.optimizers.Optimizer):
         elif isinstance(rate, LearningRateSchedule):
             written = None
             h = dataclasses.replace(h, learning_rate=rate)
+        elif getattr(rate, "__name__", "") == "<lambda>":
+            raise ValueError(
+                "learning_rate must be a number, a schedule or a registered function to be written"
+                f" into a configuration, received {rate!r}; register a named function with"
+                " keras.saving.register_keras_serializable"
+            )
         else:
             written = keras.saving.serialize_keras_object(rate)
         config = _configuration.to_config(h, self._own.exclusions)
@@ -776,13 +859,20 @@ class Adam(keras.optimizers.Optimizer):
                 "optimizer must be a keras.optimizers.Adam or AdamW, received"
                 f" {type(optimizer).__name__}"
             )
-        new = cls.from_config(optimizer.get_config())
-        keys: set[Any] = getattr(optimizer, "_exclude_from_weight_decay", set())
-        pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
-        new.exclude_from_weight_decay(
-            [v for v in optimizer._trainable_variables if optimizer._var_key(v) in keys],
-            [] if pattern is None else [pattern],
-        )
+        rate = optimizer._learning_rate
+        by_function = callable(rate) and not isinstance(rate, keras.Variable)
+        config = optimizer.get_config()
+        new = cls.from_config({**config, "learning_rate": 0.0} if by_function else config)
+        if by_function:
+            new.learning_rate = rate
+        names = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
+        if not optimizer.built and any(getattr(optimizer, name, None) for name in names):
+            raise ValueError(
+                "optimizer must be built, for only then it tells which variables it exempts from"
+                " weight decay, received one that is not; build it, or take its get_config()"
+            )
+        variables = optimizer._trainable_variables
+        new.exclude_from_weight_decay([v for v in variables if not optimizer._use_weight_decay(v)])
         if optimizer.built:
             new.build(optimizer._trainable_variables)
             new._adopt_keras([_rows.fetched(variable) for variable in optimizer.variables])
@@ -804,8 +894,7 @@ class Adam(keras.optimizers.Optimizer):
         """
         rest = dict(config) if isinstance(config, Mapping) else config
         rate = rest.get("learning_rate") if isinstance(rest, dict) else None
-        of_keras = isinstance(rate, Mapping) and not _is_ours(rate)
-        if of_keras:
+        if isinstance(rate, Mapping) and _is_of_keras(rate):
             rest["learning_rate"] = keras.saving.deserialize_keras_object(
                 rate, custom_objects=custom_objects
             )
@@ -853,9 +942,11 @@ def _outside_of_graphs() -> Any:
     return import_module("tensorflow").init_scope()
 
 
-def _is_ours(schedule: Mapping[str, Any]) -> bool:
-    """Return whether this package has written a schedule down."""
-    return str(schedule.get("module", "oneadam")).startswith("oneadam")
+def _is_of_keras(written: Mapping[str, Any]) -> bool:
+    """Return whether it is Keras that knows what was written down."""
+    module, name = str(written.get("module")), written.get("registered_name")
+    is_registered = name and keras.saving.get_registered_object(name) is not None
+    return module.partition(".")[0] in ("keras", "builtins") or bool(is_registered)
 
 
 def _kind(value: Any) -> Any:

@@ -77,6 +77,8 @@ class Engine:
 
     def _take(self, grads: list[Any], raw: list[Any], values: Values) -> Values:
         adam, state, rows = self._adam(values), self._state(values), values["rows"]
+        if self._run.skips and rows:
+            grads = _poisoned(grads, raw)
         if rows:
             rows, after = adam.step(grads, state, rows)
         else:
@@ -201,6 +203,18 @@ class _Quiet(Adam):
 
     def check_present(self, names: Sequence[str], given: list[Any]) -> None:
         """Leave absent gradients to the optimizer, which knows the names of its variables."""
+
+
+def _poisoned(grads: list[Any], raw: list[Any]) -> list[Any]:
+    """Return gradients of which one is NaN if one that becomes a value is not finite."""
+    flags = [jnp.isfinite(grad).all() for grad in raw if grad is not None]
+    places = [place for place, grad in enumerate(grads) if grad is not None]
+    if not flags or not places:
+        return grads
+    poison = jnp.where(jnp.stack(flags).all(), 0.0, jnp.nan)
+    first, new = places[0], list(grads)
+    new[first] = grads[first] + poison.astype(grads[first].dtype)
+    return new
 
 
 def _real(value: Any) -> Any:

@@ -73,6 +73,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             inner_optimizer, settings.initial_scale, settings.dynamic_growth_steps, name=name
         )
         self.minimum_scale = settings.minimum_scale
+        self._pending: Mapping[str, Any] = {}
+        """What was loaded before there were variables to load it into."""
 
     @property
     def _settings(self) -> _loss_scale.Settings:
@@ -84,6 +86,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         """Make the state; see `Adam.build`."""
         if self.built:
             return
+        _loss_scale.check_inner(self.inner_optimizer.loss_scale_factor)
         self.inner_optimizer.build(var_list)
 
         def number(name: str, value: Any, dtype: str) -> Variable:
@@ -102,16 +105,50 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         object.__setattr__(self, "_trainable_variables", list(var_list))
         self._trainable_variables_indices = dict(self.inner_optimizer._trainable_variables_indices)
         self.built = True
+        if self._pending:
+            self.load_own_variables(self._pending)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the scale and its counters into a file of Keras, beside the inner optimizer."""
+        own = self._own_variables() if self.built else self._pending
+        for name, value in own.items():
+            store[name] = _rows.fetched(value) if isinstance(value, keras.Variable) else value
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take over the scale and its counters from a file of Keras."""
+        values = {key: np.asarray(store[key]) for key in store.keys()}  # noqa: SIM118
+        if not self.built:
+            self._pending = values
+            return
+        if not values:
+            return
+        own = self._own_variables()
+        if own.keys() != values.keys():
+            raise ValueError(
+                f"the saved state of the loss scale must have {', '.join(own)}, received"
+                f" {', '.join(values)}; load what an oneadam.keras.LossScaleOptimizer has saved"
+            )
+        for name, variable in own.items():
+            variable.assign(values[name])
+
+    def _own_variables(self) -> dict[str, Variable]:
+        return {
+            "dynamic_scale": self.dynamic_scale,
+            "step_counter": self.step_counter,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Take one call with gradients of the scaled loss; see `Adam.apply`."""
-        if not self.built and trainable_variables is not None:
-            trainable_variables = list(trainable_variables)
-            with keras.name_scope(self.name, caller=self):
-                self.build(trainable_variables)
-        inner = self.inner_optimizer
+        grads, inner = list(grads), self.inner_optimizer
+        if not grads:
+            return
         if not self.built:
-            inner.apply(grads, trainable_variables)  # which says so
+            variables = trainable_variables or inner._own.variables
+            if not variables:
+                inner.apply(grads)  # which says so
+            with keras.name_scope(self.name, caller=self):
+                self.build(list(variables))
         before = inner.skipped_calls + 0
         inner.apply(grads, trainable_variables)
         finite = ops.equal(before, inner.skipped_calls)
@@ -184,10 +221,14 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     ) -> LossScaleOptimizer:
         """Return an optimizer with the configuration of another; see `Adam.from_config`."""
         name = config.get("name")
-        inner, settings = _loss_scale.from_config(
-            {key: value for key, value in config.items() if key != "name"}
-        )
-        return cls(Adam.from_config(inner, custom_objects), name=name, **settings)
+        rest = {key: value for key, value in config.items() if key != "name"}
+        inner = rest.get("inner_optimizer")
+        if isinstance(inner, Mapping) and inner.get("registered_name"):
+            made = keras.saving.deserialize_keras_object(inner, custom_objects=custom_objects)
+            if isinstance(made, Adam):
+                return cls(**{**rest, "inner_optimizer": made, "name": name})
+        written, settings = _loss_scale.from_config(rest)
+        return cls(Adam.from_config(written, custom_objects), name=name, **settings)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Return the whole state, the scale included; see `Adam.state_dict`."""

@@ -101,6 +101,12 @@ def fetched(value: Any) -> np.ndarray[Any, Any]:
     return array
 
 
+def step(calls: Any) -> Any:
+    """Return the counter of calls as schedules are given it."""
+    # TensorFlow divides no number by an integer.
+    return ops.cast(calls, "float64") if backend_name() == "tensorflow" else calls
+
+
 def own(variable: Any) -> Any:
     """Return the variable or tensor of the backend that is behind a variable of Keras."""
     return variable.value if isinstance(variable, keras.Variable) else variable

@@ -122,7 +122,13 @@ def restore(run: Run, restoring: Restoring) -> None:
     window = np.zeros(slots.in_window.shape, np.bool_)
     window[: len(run.rows)] = vector(_state.IN_WINDOW)
     slots.in_window.assign(window)
-    slots.averaged.assign(bool(len(run.names)) and bool(vector(_state.AVERAGED).all()))
+    averaged = vector(_state.AVERAGED).astype(np.bool_)
+    slots.averaged.assign(bool(averaged.any()))
+    if averaged.any() and not averaged.all():
+        # There is one flag for all, and an average that is taken for the first time is the value.
+        for row, average in enumerate(slots.arrays[_state.AVERAGE]):
+            if not averaged[row]:
+                average.assign(ops.cast(run.rows[row], average.dtype))
     counted = restoring.counters
     words = (counted.calls, counted.updates, counted.skipped_calls)
     wide = _rows.dtype_of(run.calls) == "int64"

@@ -7,7 +7,6 @@ is done where all replicas meet: each update runs on the device of the variable'
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,11 +16,10 @@ from oneadam import _gradients, _plan, _state
 from oneadam import _hyperparameters as hyper
 from oneadam._engines import Buffers, Options, arrays
 from oneadam._hyperparameters import Rates
-from oneadam._plan import Scalars, Settings, Weights
+from oneadam._plan import Scalars, Settings
 from oneadam.keras import _rows
 from oneadam.keras import _tensorflow_names as xp
 from oneadam.keras._run import BETAS, Run, named
-from oneadam.schedules import LearningRateSchedule
 
 Tensor = Any
 Variable = Any
@@ -57,16 +55,16 @@ class Engine:
         raw: list[Tensor | None],
     ) -> None:
         context = tf.distribute.get_replica_context()
-        if context is None or context.num_replicas_in_sync == 1:
+        if context is None or not tf.distribute.has_strategy():
             act(_Call(self._run, _Here(), grads, raw))
             return
         sums = _reduced(context, tf.distribute.ReduceOp.SUM, grads)
-        largest = _reduced(context, tf.distribute.ReduceOp.MEAN, raw)
+        means = _reduced(context, tf.distribute.ReduceOp.MEAN, raw)
 
         def met(strategy: Any, grads: Any, raw: Any) -> None:
             act(_Call(self._run, _Everywhere(strategy), grads, raw))
 
-        context.merge_call(met, args=(sums, largest))
+        context.merge_call(met, args=(sums, means))
 
     def _taken(self, call: _Call) -> None:
         run, slots = call.run, call.run.slots
@@ -89,7 +87,7 @@ class Engine:
 
         if run.skips:
             _if(
-                tf.math.is_finite(call.total_norm()),
+                call.is_finite(),
                 proceed,
                 lambda: call.write(slots.skipped_calls, call.read(slots.skipped_calls) + 1),
             )
@@ -169,13 +167,20 @@ class _Call:
         found |= zip(asked, _asked(h, asked), strict=True)
         return Rates(**found)
 
+    def is_finite(self) -> Tensor:
+        """Return whether all gradients are finite, and those that become values."""
+        given = [self._place.local(grad) for grad in self._raw if grad is not None]
+        flags = [tf.reduce_all(tf.math.is_finite(grad)) for grad in given]
+        return tf.reduce_all(tf.stack([tf.math.is_finite(self.total_norm()), *flags]))
+
     def total_norm(self) -> Tensor:
         """Return the norm over all gradients, or over the sums of their window, in float64."""
         return tf.sqrt(tf.reduce_sum(tf.square(self._each_norm())))
 
     def _each_norm(self) -> Tensor:
         if self._norms is None:
-            self._norms = tf.stack([self._norm(row) for row in range(len(self.run.rows))])
+            norms = [self._norm(row) for row in range(len(self.run.rows))]
+            self._norms = tf.stack(norms) if norms else tf.zeros((0,), tf.float64)
         return self._norms
 
     def _norm(self, row: int) -> Tensor:
@@ -240,7 +245,8 @@ class _Call:
         row_updates += tf.cast(participants[: len(run.rows)], row_updates.dtype)
         updates = self.read(slots.updates) + 1
         scalars = self._scalars(rates, divisor, row_updates)
-        every = run.hyperparameters.ema_overwrite_frequency
+        h = run.hyperparameters
+        every = h.ema_overwrite_frequency if h.use_ema else None
         overwrites = None if every is None else updates % every == 0
         for row in range(len(run.rows)):
             self._update_row(row, scalars, participants, overwrites)
@@ -274,7 +280,7 @@ class _Call:
             norms = self._each_norm() if limits[0] == "clipnorm" else total[None]
             scaling = _gradients.clipping(numbers[limits[0]], norms, total, divisor, xp)
             factors = scaling.factors
-            self.write(slots.clip_scale, tf.reduce_min(factors) * divisor)
+            self.write(slots.clip_scale, scaling.clip_scale)
         settings = Settings(
             (rates.learning_rate, rates.beta_1, rates.beta_2),
             numbers["epsilon"],
@@ -407,10 +413,7 @@ def _overwrite(
 def _scheduled(h: hyper.Hyperparameters, calls: Tensor) -> Tensor:
     """Return the learning rate that a schedule has for a call."""
     schedule: Any = h.learning_rate
-    if isinstance(schedule, (LearningRateSchedule,)) or hasattr(schedule, "get_config"):
-        return schedule(calls)
-    # TensorFlow divides no number by an integer.
-    return schedule(tf.cast(calls, tf.float64))
+    return schedule(_rows.step(calls))
 
 
 def _asked(h: hyper.Hyperparameters, names: list[str]) -> list[Any]:
@@ -429,13 +432,7 @@ def _asked(h: hyper.Hyperparameters, names: list[str]) -> list[Any]:
     else:
         answers = tf.py_function(ask, [], [tf.float64] * len(names), name=ASKING)
         answers = [tf.ensure_shape(answer, ()) for answer in answers]
-    return [_weights(a) if name in BETAS else a for name, a in zip(names, answers, strict=True)]
-
-
-def _weights(beta: Tensor) -> Weights:
-    is_zero, is_large = beta <= 0.0, beta >= 0.5
-    one, zero = tf.ones((), tf.float64), tf.zeros((), tf.float64)
-    logarithm = tf.where(is_zero, one * -math.inf, tf.math.log(tf.where(is_zero, one, beta)))
-    return Weights(
-        1.0 - beta, logarithm, tf.where(is_large, one, beta), tf.where(is_large, one, zero)
-    )
+    return [
+        _plan.weights(answer, xp) if name in BETAS else answer
+        for name, answer in zip(names, answers, strict=True)
+    ]

@@ -11,7 +11,7 @@ Tensor = Any
 
 float32, float64 = tf.float32, tf.float64
 sqrt, exp, expm1, sin = tf.sqrt, tf.exp, tf.math.expm1, tf.sin
-isfinite = tf.math.is_finite
+isfinite, log = tf.math.is_finite, tf.math.log
 zeros_like, min = tf.zeros_like, tf.reduce_min
 
 

@@ -22,10 +22,13 @@ from oneadam._hyperparameters import Hyperparameters, Rates
 from oneadam._plan import Call, Counters, Settings
 from oneadam.keras._run import Run
 from oneadam.torch import _slots
+from oneadam.torch._compiler import uncompiled
 from oneadam.torch._model import Model
 from oneadam.torch._update import Update
 
 Variable = Any
+_WORD = 31
+"""Bits of the lower word of a counter: Keras's integers have 32."""
 Plan = Callable[[Hyperparameters, Counters], Call]
 
 
@@ -40,10 +43,12 @@ class Engine:
         self._run = run
         self._tensors: _Tensors | None = None
 
+    @uncompiled
     def take(self, grads: Sequence[Tensor | None], raw: Sequence[Tensor | None]) -> None:
         """Take one call: update the variables, or accumulate."""
         self._act(list(grads), list(raw), _plan.plan_call)
 
+    @uncompiled
     def flush(self) -> None:
         """Close the open accumulation window, if there is one."""
         if int(self._run.slots.accumulated_calls.value):
@@ -54,19 +59,41 @@ class Engine:
     def _act(self, grads: list[Any], raw: list[Any], plan: Plan) -> None:
         run = self._run
         if in_stateless_scope():
-            copies: dict[int, Tensor] = {}
-
-            def copied(variable: Variable) -> Tensor:
-                return copies.setdefault(id(variable), variable.value.detach().clone())
-
-            tensors = _Tensors(run, copied)
+            copies = _Copies()
+            tensors = _Tensors(run, copies)
             tensors.take(grads, raw, plan)
             for variable in tensors.variables:
-                variable.assign(copied(variable))
+                variable.assign(copies.get(variable))
             return
         if self._tensors is None or not self._tensors.are_current():
-            self._tensors = _Tensors(run, lambda variable: variable._value)
+            self._tensors = _Tensors(run, _InPlace())
         self._tensors.take(grads, raw, plan)
+
+
+class _InPlace:
+    """The tensors that variables hold."""
+
+    def get(self, variable: Variable) -> Tensor:
+        tensor: Tensor = variable._value
+        return tensor
+
+    def put(self, variable: Variable, tensor: Tensor) -> None:
+        variable._value = torch.nn.Parameter(tensor, requires_grad=False)
+
+
+class _Copies:
+    """Copies of what variables hold."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, Tensor] = {}
+
+    def get(self, variable: Variable) -> Tensor:
+        if id(variable) not in self._made:
+            self._made[id(variable)] = variable.value.detach().clone()
+        return self._made[id(variable)]
+
+    def put(self, variable: Variable, tensor: Tensor) -> None:
+        self._made[id(variable)] = tensor
 
 
 class _Tensors:
@@ -74,11 +101,19 @@ class _Tensors:
 
     Args:
         run: what they are the tensors of.
-        tensor_of: returns the tensor of a variable.
+        memory: where the tensors are found.
     """
 
-    def __init__(self, run: Run, tensor_of: Callable[[Variable], Tensor]) -> None:
+    def __init__(self, run: Run, memory: _InPlace | _Copies) -> None:
         self._run, slots, h = run, run.slots, run.hyperparameters
+        tensor_of = memory.get
+        for slot, column in slots.arrays.items():
+            for variable, state in zip(run.rows, column, strict=True):
+                # The engine wants state to lie in memory like its parameter.
+                own = tensor_of(state)
+                fitted = _slots.fitted(tensor_of(variable), _slots.KEYS[slot], own)
+                if not _slots.shares_storage(fitted, own):
+                    memory.put(state, fitted)
         self._columns = [list(run.rows), *slots.arrays.values()]
         self._found = [list(map(tensor_of, column)) for column in self._columns]
         self._params, *states = self._found
@@ -86,7 +121,7 @@ class _Tensors:
         self._own = {
             field.name: tensor_of(getattr(slots, field.name))
             for field in dataclasses.fields(slots)
-            if field.name not in ("arrays", "overflows")
+            if field.name != "arrays"
         }
         self._calls = tensor_of(run.calls)
         self._rate = None if run.learning_rate is None else tensor_of(run.learning_rate)
@@ -132,12 +167,7 @@ class _Tensors:
     def take(self, grads: list[Any], raw: list[Any], plan: Plan) -> None:
         """Take a call, or skip it."""
         h, own, model = self._run.hyperparameters, self._own, self._model
-        counters = Counters(
-            int(self._calls),
-            int(own["updates"]),
-            int(own["accumulated_calls"]),
-            int(own["skipped_calls"]),
-        )
+        counters = self._counters()
         rates = hyper.now(self._as_it_is(), counters.calls)
         call = plan(h, counters)
         scale = h.loss_scale_factor if self._scale is None else float(self._scale)
@@ -153,8 +183,11 @@ class _Tensors:
             norms = None
             if on_nonfinite != "propagate" or update.clips:
                 norms = update.norms(names=on_nonfinite == "raise")
-            if update.is_skipped(norms, on_nonfinite, None):
-                own["skipped_calls"].add_(1)
+            if update.is_skipped(norms, on_nonfinite, None) or (
+                on_nonfinite == "skip"
+                and not all(bool(torch.isfinite(grad).all()) for grad in raw if grad is not None)
+            ):
+                self._count(counters._replace(skipped_calls=counters.skipped_calls + 1))
                 return
             if call.updates:
                 scaling = update.take(norms, None)
@@ -163,14 +196,31 @@ class _Tensors:
             else:
                 model.accumulate(seen, options)
             own["in_window"][:rows] = torch.from_numpy(model.in_window)
-            own["row_updates"].copy_(torch.as_tensor(model.updates))
+            own["row_updates"].copy_(torch.as_tensor(model.updates).clamp(max=2**_WORD - 1))
             if h.use_ema and call.updates:
                 own["averaged"].fill_(True)
             self._overwrite(raw, closes=call.updates)
-            own["updates"].fill_(call.after.updates)
-            own["accumulated_calls"].fill_(call.after.accumulated_calls)
-            self._calls.fill_(call.after.calls)
+            self._count(call.after)
             own["learning_rate"].fill_(rates.learning_rate)
+
+    def _counters(self) -> Counters:
+        own = self._own
+        high = [int(word) << _WORD for word in own["overflows"]]
+        return Counters(
+            calls=high[0] + int(self._calls),
+            updates=high[1] + int(own["updates"]),
+            accumulated_calls=int(own["accumulated_calls"]),
+            skipped_calls=high[2] + int(own["skipped_calls"]),
+        )
+
+    def _count(self, counters: Counters) -> None:
+        own = self._own
+        places = {0: self._calls, 1: own["updates"], 2: own["skipped_calls"]}
+        counts = (counters.calls, counters.updates, counters.skipped_calls)
+        for place, count in enumerate(counts):
+            places[place].fill_(count & (2**_WORD - 1))
+            own["overflows"][place] = count >> _WORD
+        own["accumulated_calls"].fill_(counters.accumulated_calls)
 
     def _as_it_is(self) -> Hyperparameters:
         """Return the arguments with the learning rate that the variable has now."""
@@ -187,7 +237,7 @@ class _Tensors:
     def _tell_model(self) -> None:
         """Have the model know what the variables say."""
         own, rows = self._own, len(self._params)
-        self._model.updates[:] = own["row_updates"].cpu().numpy()
+        self._model.updates[:] = self._model.xp.asarray(own["row_updates"].cpu().numpy())
         self._model.in_window[:] = own["in_window"][:rows].cpu().numpy()
         self._model.averaged[:] = bool(own["averaged"])
         self._participants = self._model.in_window.copy()
