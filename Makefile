@@ -36,8 +36,9 @@ test: $(VENV)/.installed-all
 
 # Keras runs on one backend in each process. Left out are long runs of arithmetic that the doors
 # for JAX and PyTorch have already shown, and what XLA takes long to compile.
-LEFT_OUT = almost_one or thousand
-test-keras-tensorflow: LEFT_OUT = compiled and (almost_one or thousand or large)
+LEFT_OUT = almost_one or thousand or extreme or large
+test-keras-tensorflow: LEFT_OUT = thousand and noisy or compiled and \
+	(almost_one or thousand or extreme or large or under_a_dynamic)
 $(KERAS): test-keras-%: $(VENV)/.installed-all
 	KERAS_BACKEND=$* TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2 \
 		--hypothesis-profile=quick -k "not ($(LEFT_OUT))" \
