@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib import import_module
-from itertools import chain
 from typing import Any
 
 import keras
@@ -21,7 +20,7 @@ from oneadam._hyperparameters import Hyperparameters
 from oneadam._messages import listed
 from oneadam._plan import Counters
 from oneadam._warnings import warn
-from oneadam.keras import _rows, _run, _saved, _slots
+from oneadam.keras import _files, _rows, _run, _saved, _slots
 from oneadam.keras._run import Engine, Overwritten, Run
 from oneadam.schedules import LearningRateSchedule
 
@@ -256,7 +255,7 @@ class Adam(keras.optimizers.Optimizer):
         """Take over what was loaded before there were variables; what does not fit stays."""
         if self._own.pending is not None:
             with _outside_of_graphs():
-                self._adopt_values(self._own.pending)
+                _files.adopt(self, self._own.pending)
             self._own.pending = None
 
     def _accumulates(self) -> bool:
@@ -636,7 +635,7 @@ class Adam(keras.optimizers.Optimizer):
     def save_own_variables(self, store: Any) -> None:
         """Write the state into a file of Keras, by place and name."""
         own = self._own
-        kept = self._kept() if self.built and own.pending is None else own.pending or {}
+        kept = _files.kept(self) if self.built and own.pending is None else own.pending or {}
         for name, value in kept.items():
             store[name] = _rows.fetched(value) if isinstance(value, keras.Variable) else value
 
@@ -647,11 +646,11 @@ class Adam(keras.optimizers.Optimizer):
             ValueError: it is of other variables; nothing has changed.
         """
         values = {key: np.asarray(store[key]) for key in store.keys()}  # noqa: SIM118
-        if len(values) <= len(self._first()):
+        if len(values) <= len(_files.first(self)):
             if self.built and self.calls:
                 warn("the file has no state of the optimizer, which goes on with what it has")
         elif self.built:
-            self._adopt_values(values)
+            _files.adopt(self, values)
         else:
             self._own.pending = values
 
@@ -667,93 +666,15 @@ class Adam(keras.optimizers.Optimizer):
                 " Please call `optimizer.build(trainable_variables)` before."
             )
         values = [_rows.fetched(weight) for weight in weights]
-        if len(values) == len(self._of_keras()) != len(self.variables):
-            self._adopt_keras(values)
+        if len(values) == len(_files.of_keras(self)) != len(self.variables):
+            _files.adopt_keras(self, values)
             return
         if len(values) != len(self.variables):
             raise ValueError(
                 f"weights must have {len(self.variables)} entries as `variables` has, or"
-                f" {len(self._of_keras())} as those of Keras's Adam, received {len(values)}"
+                f" {len(_files.of_keras(self))} as those of Keras's Adam, received {len(values)}"
             )
-        self._adopt_list(self.variables, values)
-
-    def _kept(self) -> dict[str, Variable]:
-        """Return what files of Keras keep, by place and name; arguments are not state.
-
-        Paths are no names for it: a model that is loaded has others than when it was saved.
-        """
-        first, short = self._first(), self._own.short_names
-        behind = {id(variable) for variable in (*first, self._own.numbers)}
-        kept = [*first, *(v for v in self.variables if id(v) not in behind)]
-        return {f"{place}_{short.get(id(v), v.name)}": v for place, v in enumerate(kept)}
-
-    def _adopt_values(self, values: Mapping[str, Any]) -> None:
-        """Take over saved state, of this class or of Keras's Adam."""
-        if values and all(name.isdecimal() for name in values):
-            self._adopt_keras([values[str(place)] for place in range(len(values))])
-            return
-        here = self._kept()
-        problems = [
-            *(f"missing: {name}" for name in sorted(here.keys() - values.keys())),
-            *(f"unexpected: {name}" for name in sorted(values.keys() - here.keys())),
-            *(
-                f"{name} of shape {values[name].shape}, here {tuple(variable.shape)}"
-                for name, variable in here.items()
-                if name in values and values[name].shape != tuple(variable.shape)
-            ),
-        ]
-        if problems:
-            raise ValueError(
-                "the saved state must fit the optimizer by names and shapes;"
-                f" {listed(problems)}; nothing was loaded. Make the optimizer with the arguments"
-                " that it was saved with, or use the portable save and load"
-            )
-        for name, variable in here.items():
-            variable.assign(values[name])
-        self._write_numbers()
-
-    def _write_numbers(self) -> None:
-        """Have compiled code see the arguments, whatever was loaded into its variable."""
-        self._own.numbers.assign(_run.numbers_of(self._own.hyperparameters))
-
-    def _adopt_list(self, variables: Sequence[Variable], weights: Sequence[Any]) -> None:
-        for variable, weight in zip(variables, weights, strict=True):
-            if tuple(variable.shape) != weight.shape:
-                raise ValueError(
-                    f"Optimizer variable {variable.path} has shape {tuple(variable.shape)} not"
-                    f" compatible with provided weight shape {weight.shape}."
-                )
-        for variable, weight in zip(variables, weights, strict=True):
-            variable.assign(weight)
-        self._write_numbers()
-
-    def _first(self) -> list[Variable]:
-        """Return the variables that every optimizer of Keras has."""
-        rate = self._learning_rate
-        return [self._iterations, *([rate] if isinstance(rate, keras.Variable) else [])]
-
-    def _of_keras(self) -> list[Variable]:
-        """Return the variables that Keras's Adam has too, in its order."""
-        pairs = zip(self._momentums, self._velocities, strict=True)
-        columns = [self._model_variables_moving_average, self._accumulated_gradients,
-                   chain.from_iterable(pairs), self._velocity_hats]  # fmt: skip
-        return [*self._first(), *(v for v in chain.from_iterable(columns) if v is not None)]
-
-    def _adopt_keras(self, weights: Sequence[Any]) -> None:
-        """Take over the variables of Keras's Adam."""
-        slots, h, here = self._own.slots, self._own.hyperparameters, self._of_keras()
-        if len(weights) != len(here):
-            raise ValueError(
-                f"the state of Keras's Adam must have {len(here)} variables for these arguments,"
-                f" received {len(weights)}; make the optimizer with the arguments of the saved one"
-            )
-        self._adopt_list(here, weights)
-        updates, accumulated = divmod(int(weights[0]), h.gradient_accumulation_steps or 1)
-        slots.updates.assign(updates)
-        slots.row_updates.assign(np.full(slots.row_updates.shape, updates))
-        slots.accumulated_calls.assign(accumulated)
-        slots.in_window.assign(np.full(slots.in_window.shape, accumulated > 0))
-        slots.averaged.assign(h.use_ema and updates > 0)
+        _files.adopt_list(self, self.variables, values)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state and the configuration to one safetensors file, atomically.
@@ -875,7 +796,7 @@ class Adam(keras.optimizers.Optimizer):
         new.exclude_from_weight_decay([v for v in variables if not optimizer._use_weight_decay(v)])
         if optimizer.built:
             new.build(optimizer._trainable_variables)
-            new._adopt_keras([_rows.fetched(variable) for variable in optimizer.variables])
+            _files.adopt_keras(new, [_rows.fetched(variable) for variable in optimizer.variables])
         return new
 
     @classmethod
