@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib import import_module
+from operator import is_
 from typing import Any
 
 import keras
@@ -243,9 +244,8 @@ class Adam(keras.optimizers.Optimizer):
             for variable in variables
             if _rows.is_overwritten(variable) and self._accumulates()
         }
-        self._trainable_variables_indices = {
-            self._var_key(variable): place for place, variable in enumerate(variables)
-        }
+        own.keys = [self._var_key(variable) for variable in variables]
+        self._trainable_variables_indices = {key: place for place, key in enumerate(own.keys)}
         object.__setattr__(self, "_trainable_variables", variables)
         self.built = True
         self._start()
@@ -267,6 +267,8 @@ class Adam(keras.optimizers.Optimizer):
         names = dict(zip(map(key, own.variables), _rows.names_of(own.variables), strict=True))
         excluded = {key(variable) for variable in own.excluded}
         rows = [variable for variable in own.variables if not _rows.is_overwritten(variable)]
+        overwritten = [variable for variable in own.variables if _rows.is_overwritten(variable)]
+        own.keys_of_parts = (list(map(key, rows)), list(map(key, overwritten)))
         own.exclusions = own.exclusions.extended(
             names=[names[key(variable)] for variable in own.excluded if key(variable) in names]
         )
@@ -280,8 +282,7 @@ class Adam(keras.optimizers.Optimizer):
             ],
             overwritten=[
                 Overwritten(variable, own.accumulators.get(key(variable)))
-                for variable in own.variables
-                if _rows.is_overwritten(variable)
+                for variable in overwritten
             ],
             slots=own.slots,
             calls=self._iterations,
@@ -351,52 +352,71 @@ class Adam(keras.optimizers.Optimizer):
             if not self.built:
                 with keras.name_scope(self.name, caller=self):
                     self.build(variables)
-            self._check_variables_are_known(variables)
+        keys = self._keys_of(variables)
         if len(grads) != len(variables):
             raise ValueError(
                 f"grads must have one entry for each of the {len(variables)} variables, received"
                 f" {len(grads)}; put None where there is no gradient"
             )
         self._adopt_pending()
-        given = self._by_variable(grads, variables)
-        run, engine = self._own.run, self._own.engine
-        assert run is not None
-        assert engine is not None
-        raw = [variable for variable, _ in run.overwritten]
+        own = self._own
+        given = self._checked(grads, variables, keys)
+        if len(given) < len(grads):
+            self._warn_of_missing(grads, variables)
+        assert own.engine is not None
         with keras.name_scope(self.name, caller=self):
-            engine.take(*([given.get(self._var_key(v)) for v in part] for part in (run.rows, raw)))
+            own.engine.take(*([given.get(key) for key in part] for part in own.keys_of_parts))
 
-    def _by_variable(self, grads: list[Any], variables: list[Variable]) -> dict[Any, Tensor]:
-        """Return the gradients that there are, checked, by the keys of their variables."""
+    def _keys_of(self, variables: list[Variable]) -> list[Any]:
+        """Return the keys of variables, having refused what cannot be updated."""
+        own = self._own
+        if len(variables) == len(own.variables) and all(map(is_, variables, own.variables)):
+            return own.keys
+        self._check_variables_are_known(variables)
         keys = [self._var_key(variable) for variable in variables]
         if len(set(keys)) != len(keys):
             raise ValueError(
                 "trainable_variables must have each variable once, received one of them twice;"
                 " add its gradients up"
             )
+        return keys
+
+    def _checked(
+        self, grads: list[Any], variables: list[Variable], keys: list[Any]
+    ) -> dict[Any, Tensor]:
+        """Return the gradients that there are, checked, by the keys of their variables."""
+        found, fitting = {}, self._own.fitting
+        for key, variable, grad in zip(keys, variables, grads, strict=True):
+            if grad is None:
+                continue
+            kind = (grad.__class__, getattr(grad, "dtype", None), getattr(grad, "shape", None))
+            if fitting.get(key) == kind:
+                found[key] = grad
+                continue
+            found[key] = _rows.checked_gradient(variable, grad)
+            if found[key] is grad:
+                fitting[key] = kind
+        if not found:
+            raise ValueError(
+                "No gradients provided for any variable: grads must have a gradient for at least"
+                " one, received None for every one; check that the loss depends on the variables"
+            )
+        return found
+
+    def _warn_of_missing(self, grads: list[Any], variables: list[Variable]) -> None:
+        """Warn of variables without a gradient, once of the same ones."""
         missing = tuple(
             _rows.name_of(variable)
             for grad, variable in zip(grads, variables, strict=True)
             if grad is None
         )
-        if len(missing) == len(grads):
-            raise ValueError(
-                "No gradients provided for any variable: grads must have a gradient for at least"
-                " one, received None for every one; check that the loss depends on the variables"
-            )
-        found = {
-            key: _rows.checked_gradient(variable, grad)
-            for key, variable, grad in zip(keys, variables, grads, strict=True)
-            if grad is not None
-        }
-        if missing and missing not in self._own.warned_of:
+        if missing not in self._own.warned_of:
             self._own.warned_of.add(missing)
             warn(
                 f"Gradients do not exist for variables {listed(missing)} in this call, which"
                 " leaves them as they are; if that is not meant, check that the loss depends on"
                 " them"
             )
-        return found
 
     def stateless_apply(
         self,
@@ -841,6 +861,12 @@ class _Own:
         self.excluded: list[Variable] = []
         """Exempt from weight decay; their names are known once the optimizer is built."""
         self.variables: list[Variable] = []
+        self.keys: list[Any] = []
+        """Of the variables."""
+        self.keys_of_parts: tuple[list[Any], ...] = ()
+        """Of those that Adam trains, and of those that are overwritten."""
+        self.fitting: dict[Any, Any] = {}
+        """What gradients that fit their variables were last, by the keys of these."""
         self.slots: Any = None
         self.short_names: dict[int, str] = {}
         """Of the variables beside others, without the paths of these."""

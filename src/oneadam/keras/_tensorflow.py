@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
 
 import tensorflow as tf
 
@@ -17,15 +18,20 @@ from oneadam import _hyperparameters as hyper
 from oneadam._engines import Buffers, Options, arrays
 from oneadam._hyperparameters import Rates
 from oneadam._plan import Scalars, Settings
-from oneadam.keras import _rows
+from oneadam.keras import _rows, _tensorflow_norms
 from oneadam.keras import _tensorflow_names as xp
 from oneadam.keras._run import BETAS, Run, named
 
 Tensor = Any
 Variable = Any
+_Method = TypeVar("_Method", bound=Callable[..., None])
 
 ASKING = "oneadam_asks_a_function_of_Python_which_needs_jit_compile_False"
 """The name of the operation, which XLA's refusal to compile it shows."""
+
+
+# AutoGraph would translate each function that is called, and there is nothing in them for it.
+_as_it_is: Callable[[_Method], _Method] = tf.autograph.experimental.do_not_convert
 
 
 class Engine:
@@ -38,10 +44,12 @@ class Engine:
     def __init__(self, run: Run) -> None:
         self._run = run
 
+    @_as_it_is
     def take(self, grads: Sequence[Tensor | None], raw: Sequence[Tensor | None]) -> None:
         """Take one call: update the variables, or accumulate."""
         self._where_replicas_meet(self._taken, [_dense(g) for g in grads], list(raw))
 
+    @_as_it_is
     def flush(self) -> None:
         """Close the open accumulation window, if there is one."""
         none: list[Tensor | None] = [None] * len(self._run.rows)
@@ -139,7 +147,7 @@ class _Call:
         self._scale = None if run.loss_scale is None else self.read(run.loss_scale)
         if run.hyperparameters.loss_scale_factor is not None:
             self._scale = self._numbers["loss_scale_factor"]
-        self._norms: Tensor = None
+        self._total: Tensor = None
 
     def read(self, variable: Variable) -> Tensor:
         """Return the value of a variable."""
@@ -175,29 +183,28 @@ class _Call:
 
     def total_norm(self) -> Tensor:
         """Return the norm over all gradients, or over the sums of their window, in float64."""
-        return tf.sqrt(tf.reduce_sum(tf.square(self._each_norm())))
+        if self._total is None:
+            self._total = _tensorflow_norms.norm(list(chain.from_iterable(self._sums())))
+        return self._total
 
     def _each_norm(self) -> Tensor:
-        if self._norms is None:
-            norms = [self._norm(row) for row in range(len(self.run.rows))]
-            self._norms = tf.stack(norms) if norms else tf.zeros((0,), tf.float64)
-        return self._norms
+        return tf.stack([_tensorflow_norms.norm(sums) for sums in self._sums()])
 
-    def _norm(self, row: int) -> Tensor:
+    def _sums(self) -> list[list[Tensor]]:
+        """Return the sum of the window with this call's gradient for each row that has either."""
         accumulators = self.run.slots.column(_state.ACCUMULATOR)
-        grad, accumulator = self._grads[row], accumulators[row]
-        if grad is None and accumulator is None:
-            return tf.zeros((), tf.float64)
-        variable = _rows.own(self.run.rows[row])
-        buffers = Buffers(
-            self._place.local(variable),
-            None if grad is None else self._place.local(grad),
-            None if accumulator is None else self.read(accumulator),
-            *[None] * 4,
-        )
-        total = arrays.accumulated(buffers, self._options(row), xp)
-        # Squares of float32 fit into float64.
-        return tf.sqrt(tf.reduce_sum(tf.square(tf.cast(total, tf.float64))))
+        found: list[list[Tensor]] = [[] for _ in accumulators]
+        for row, (grad, accumulator) in enumerate(zip(self._grads, accumulators, strict=True)):
+            if grad is None and accumulator is None:
+                continue
+            buffers = Buffers(
+                self._place.local(_rows.own(self.run.rows[row])),
+                None if grad is None else self._place.local(grad),
+                None if accumulator is None else self.read(accumulator),
+                *[None] * 4,
+            )
+            found[row].append(arrays.accumulated(buffers, self._options(row), xp))
+        return found
 
     def _options(self, row: int) -> Options:
         h = self.run.hyperparameters
@@ -332,9 +339,10 @@ class _Call:
             if grad is not None or before.accumulator is not None:
                 total = arrays.accumulated(after._replace(grad=grad), options, xp)
                 # Of two factors in a row TensorFlow would take the product, which may be subnormal.
-                scaled = after._replace(grad=total / (1.0 / s.grad_scale_power), accumulator=None)
+                power = s.grad_scale_power
+                scaled = tf.where(power == 1.0, total, total * power)
                 after = arrays.update(
-                    scaled,
+                    after._replace(grad=scaled, accumulator=None),
                     s._replace(grad_scale_power=1.0),
                     options._replace(loss_scale=None),
                     xp,

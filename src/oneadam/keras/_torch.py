@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import chain
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ Variable = Any
 _WORD = 31
 """Bits of the lower word of a counter: Keras's integers have 32."""
 Plan = Callable[[Hyperparameters, Counters], Call]
+_held = attrgetter("_value")
+"""The tensor in a variable."""
 
 
 class Engine:
@@ -160,7 +162,7 @@ class _Tensors:
         if self._groups[0]["clipvalue"] != clipvalue:
             return False
         return all(
-            all(map(is_, (variable._value for variable in column), found))
+            all(map(is_, map(_held, column), found))
             for column, found in zip(self._columns, self._found, strict=True)
         ) and self._model.is_current(self._groups, self._state)
 
