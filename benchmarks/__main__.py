@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 import oneadam
-from benchmarks import machine, memory, startup, steps
+from benchmarks import keras_steps, machine, memory, startup, steps
 from benchmarks.report import Table, console
 
 
@@ -70,9 +70,25 @@ BENCHMARKS = {
             "Calls of accumulation windows of 4, with clipping and decay, compiled by JAX",
             _through_jax("accumulation"),
         ),
-        "keras": Benchmark("Steps of Keras's Adam on JAX", _through_jax("keras")),
+        "keras-adam": Benchmark("Steps of Keras's Adam on JAX", _through_jax("keras")),
         "compilation": Benchmark(
             "The time to trace and compile the recipe", _through_jax("compilation")
+        ),
+    },
+    "keras": {
+        "step": Benchmark(
+            "Plain Adam in Keras, float32", partial(keras_steps.compare, kind="step")
+        ),
+        "recipe": Benchmark(
+            "Global clipping + decoupled decay + moving average in Keras",
+            partial(keras_steps.compare, kind="recipe"),
+        ),
+        "accumulation": Benchmark(
+            "Calls of accumulation windows of 4 in Keras",
+            partial(keras_steps.compare, kind="accumulation"),
+        ),
+        "fit": Benchmark(
+            "Training the demo's network with fit", partial(keras_steps.compare, kind="fit")
         ),
     },
 }
