@@ -180,7 +180,6 @@ class _Tensors:
         options = Options(scale, None, h.weight_decay is not None, call.overwrite)
         if self._averages_later:
             options = options._replace(overwrite=False)
-        rows = len(self._params)
         with _interrupts.held_back():
             seen = model.look(grads)
             self._tell_model()
