@@ -274,17 +274,3 @@ def test_the_command_compares_compiled_steps() -> None:
     differences = [part.split()[0] for part in said.split("largest element: ")[1:]]
     assert len(differences) == 3 + 2
     assert all(0 < float(found) < 1e-5 for found in differences)
-
-
-@pytest.mark.skipif(find_spec("keras") is None, reason="could not import 'keras'")
-def test_the_command_compares_with_keras_on_every_backend() -> None:
-    process = run("keras", "--quick", "recipe", "fit", "--rounds", "1")
-    assert process.returncode == 0, process.stderr
-    lines = process.stdout.splitlines()
-    for backend in ("PyTorch", "JAX", "TensorFlow"):
-        assert sum(line.startswith(backend) for line in lines) == 2
-    assert sum("keras Adam" in line for line in lines) == 3 * (1 + 2)
-    said = " ".join(process.stdout.split())
-    differences = [part.split()[0] for part in said.split("largest element: ")[1:]]
-    assert len(differences) == 3
-    assert all(0 < float(found) < 1e-5 for found in differences)
