@@ -42,7 +42,7 @@ test-keras-tensorflow: LEFT_OUT = thousand and noisy or compiled and \
 $(KERAS): test-keras-%: $(VENV)/.installed-all
 	KERAS_BACKEND=$* TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2 \
 		--hypothesis-profile=quick -k "not ($(LEFT_OUT))" \
-		$(or $(ARGS),tests/keras tests/test_conformance.py)
+		$(or $(ARGS),tests/keras tests/test_conformance.py tests/test_transposed.py)
 
 lint: $(VENV)/.installed-all
 	$(BIN)/ruff check .

@@ -94,6 +94,13 @@ class Adam:
     def state_dict(self) -> dict[str, np.ndarray]:
         return door.state_dict(self.transformation, self.state, self.params())
 
+    def save(self, path: Any) -> None:
+        door.save(path, self.transformation, self.state, self.params())
+
+    def load(self, path: Any, *args: Any, **options: Any) -> None:
+        params = self.params()
+        self.state = door.load(path, self.transformation, self.state, params, *args, **options)
+
     def metrics(self) -> dict[str, float]:
         return door.metrics(self.state)
 

@@ -127,6 +127,12 @@ class Adam:
     def state_dict(self) -> dict[str, np.ndarray]:
         return self.optimizer.state_dict()
 
+    def save(self, path: Any) -> None:
+        self.optimizer.save(path)
+
+    def load(self, *args: Any, **options: Any) -> None:
+        self.optimizer.load(*args, **options)
+
     def metrics(self) -> dict[str, float]:
         return self.optimizer.metrics()
 

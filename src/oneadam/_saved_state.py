@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,8 @@ from oneadam._state import Slot, full, owners
 from oneadam._warnings import warn
 
 Array = NDArray[Any]
+Axes = Mapping[str, Sequence[int]] | Callable[[str], Sequence[int] | None]
+"""The orders of axes in which arrays are taken over, by the names that variables have here."""
 
 
 def state(hyperparameters: Hyperparameters, counters: Counters) -> dict[str, Array]:
@@ -62,13 +65,15 @@ def read(
     path: str | os.PathLike[str],
     names: Mapping[str, str] | Callable[[str], str] | None,
     optimizer_name: str,
+    transposed: Axes | None = None,
 ) -> dict[str, Array]:
-    """Return the state in a file under the names that it has in an optimizer.
+    """Return the state in a file under the names, and with the axes, that it has in an optimizer.
 
     Args:
         path: the file.
         names: the names of its variables there, by their names in the file.
         optimizer_name: the name of the optimizer.
+        transposed: the axes of arrays in the file, in the order that they have there.
     """
     tensors, told = checkpoint.read(path)
     try:
@@ -79,11 +84,14 @@ def read(
             f" which does not name its optimizer and variables ({error})"
         ) from error
     renamed = _renamed(variables, names)
+    axes = _axes(list(renamed.values()), transposed)
     own = _state.optimizer_slots(saved_as)
     result: dict[str, Array] = {}
     for name, tensor in tensors.items():
         owner, slash, slot = name.rpartition("/")
         owner = optimizer_name if name in own else renamed.get(owner, owner)
+        if slot in _state.ARRAYS and owner in axes:
+            tensor = _transposed(tensor, owner, axes[owner])
         result[owner + slash + slot] = tensor
     return result
 
@@ -114,6 +122,43 @@ def _renamed(
             f"names must give different names to different variables, received {renamed}"
         )
     return renamed
+
+
+def _axes(variables: list[str], transposed: Axes | None) -> dict[str, Any]:
+    """Return the axes that are asked for, by the variables' names."""
+    if transposed is None:
+        return {}
+    if isinstance(transposed, Mapping):
+        unknown = sorted(transposed.keys() - set(variables))
+        if unknown:
+            raise ValueError(
+                f"transposed must have names that variables have here, received {unknown}, under"
+                f" which nothing is loaded; there are {listed(variables)}"
+            )
+        return dict(transposed)
+    if callable(transposed):
+        asked = {name: transposed(name) for name in variables}
+        return {name: axes for name, axes in asked.items() if axes is not None}
+    raise TypeError(
+        "transposed must be a mapping or a function from names to orders of axes, received"
+        f" {transposed!r}; pass for example {{'layer.weight': (1, 0)}}"
+    )
+
+
+def _transposed(array: Array, variable: str, axes: Any) -> Array:
+    every = tuple(range(array.ndim))
+    given = tuple(axes) if isinstance(axes, Iterable) and not isinstance(axes, str) else None
+    if given is None or not _are_integers(given) or sorted(given) != [*every]:
+        raise ValueError(
+            "transposed must have each axis of a variable's arrays in the file once, as"
+            f" numpy.transpose takes them, received {axes!r} for {variable!r}, whose arrays there"
+            f" have the axes {every}"
+        )
+    return array.transpose(given)
+
+
+def _are_integers(values: Sequence[Any]) -> bool:
+    return all(isinstance(v, Integral) and not isinstance(v, bool) for v in values)
 
 
 class Restoring(NamedTuple):

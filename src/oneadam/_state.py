@@ -25,6 +25,9 @@ UPDATES = "updates"
 IN_WINDOW = "in_window"
 AVERAGED = "averaged"
 
+ARRAYS = (MOMENTUM, VELOCITY, VELOCITY_HAT, AVERAGE, ACCUMULATOR)
+"""The slots that have the shape of their variable; the others are numbers."""
+
 
 class Slot(NamedTuple):
     """One piece of state: what it must look like, and whether a checkpoint may lack it."""
@@ -147,7 +150,8 @@ def match(slots: Mapping[str, Slot], wanted: set[str], saved: Mapping[str, Any])
             "the saved state must fit the optimizer's variables by name, shape and dtype; "
             + "; ".join(problems)
             + "; nothing was loaded. Build the optimizer on the variables that the state was"
-            " saved for, or rename the saved ones with load(path, names=...)"
+            " saved for, or rename or transpose the saved ones with load(path, names=...,"
+            " transposed=...)"
         )
     return Matched(
         found={name: array for name, array in arrays.items() if name in wanted},

@@ -17,6 +17,7 @@ from oneadam._gradients import Scaling
 from oneadam._hyperparameters import Rates as PlainRates
 from oneadam._metrics import metrics as plain_metrics
 from oneadam._plan import Counters
+from oneadam._saved_state import Axes
 from oneadam._warnings import warn
 from oneadam.jax import _numbers, _saved, _trees, _within
 from oneadam.jax._adam import with_absences
@@ -243,6 +244,7 @@ def load(
     names: Mapping[str, str] | Callable[[str], str] | None = None,
     *,
     keep_learning_rate: bool = False,
+    transposed: Axes | None = None,
 ) -> Tree:
     """Return the state that `save` of any door has written; see `load_state_dict`.
 
@@ -254,13 +256,16 @@ def load(
         names: the name here for a parameter's name in the file, as a mapping (others stay) or a
             function.
         keep_learning_rate: bool, keep the configured learning rate, not the saved one.
+        transposed: the order in which a parameter, by its name here, takes the axes of its arrays
+            in the file, as `numpy.transpose` takes it; a mapping (others stay) or a function (None
+            stays). A weight of PyTorch becomes a kernel of flax by (1, 0).
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, foreign or newer, or does not fit.
     """
     adam, _ = ours("load", transformation)
-    saved = _saved.read(path, adam, names)
+    saved = _saved.read(path, adam, names, transposed)
     return load_state_dict(
         transformation, state, params, saved, keep_learning_rate=keep_learning_rate
     )

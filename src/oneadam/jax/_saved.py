@@ -18,6 +18,7 @@ from oneadam._hyperparameters import Hyperparameters
 from oneadam._loss_scale import LossScale as Scale
 from oneadam._loss_scale import Settings
 from oneadam._plan import Counters
+from oneadam._saved_state import Axes
 from oneadam._state import full
 from oneadam.jax import _numbers, _trees
 from oneadam.jax._adam import Adam
@@ -79,9 +80,10 @@ def read(
     path: str | os.PathLike[str],
     adam: Adam,
     names: Mapping[str, str] | Callable[[str], str] | None,
+    transposed: Axes | None,
 ) -> dict[str, Array]:
-    """Return the state in a file under the names that it has here."""
-    return _saved_state.read(path, names, adam.own.checked.name)
+    """Return the state in a file under the names, and with the axes, that it has here."""
+    return _saved_state.read(path, names, adam.own.checked.name, transposed)
 
 
 def restored(

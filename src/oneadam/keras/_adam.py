@@ -20,6 +20,7 @@ from oneadam._exclusions import Exclusions
 from oneadam._hyperparameters import Hyperparameters
 from oneadam._messages import listed
 from oneadam._plan import Counters
+from oneadam._saved_state import Axes
 from oneadam._warnings import warn
 from oneadam.keras import _files, _rows, _run, _saved, _slots
 from oneadam.keras._run import Engine, Overwritten, Run
@@ -717,6 +718,7 @@ class Adam(keras.optimizers.Optimizer):
         names: Mapping[str, str] | Callable[[str], str] | None = None,
         *,
         keep_learning_rate: bool = False,
+        transposed: Axes | None = None,
     ) -> None:
         """Take over the state that `save` of any door has written; see `load_state_dict`.
 
@@ -725,13 +727,17 @@ class Adam(keras.optimizers.Optimizer):
             names: the name here for a variable's name in the file, as a mapping (others stay)
                 or a function.
             keep_learning_rate: bool, keep the configured learning rate, not the saved one.
+            transposed: the order in which a variable, by its name here, takes the axes of its
+                arrays in the file, as `numpy.transpose` takes it; a mapping (others stay) or a
+                function (None stays). A kernel of Keras becomes a weight of PyTorch, and back,
+                by (1, 0).
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the file is damaged, foreign or newer, or does not fit; nothing has
                 changed.
         """
-        saved = _saved.read(path, self.name, names)
+        saved = _saved.read(path, self.name, names, transposed)
         self.load_state_dict(saved, keep_learning_rate=keep_learning_rate)
 
     def _built(self) -> Run:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from oneadam import _loss_scale, checkpoint
 from oneadam._loss_scale import LossScale
+from oneadam._saved_state import Axes
 from oneadam._state import full
 from oneadam._warnings import warn
 from oneadam.keras import _rows, _saved
@@ -261,7 +262,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         names: Mapping[str, str] | Callable[[str], str] | None = None,
         *,
         keep_learning_rate: bool = False,
+        transposed: Axes | None = None,
     ) -> None:
         """Take over the state in a file; see `Adam.load`."""
-        saved = _saved.read(path, self.inner_optimizer.name, names)
+        saved = _saved.read(path, self.inner_optimizer.name, names, transposed)
         self.load_state_dict(saved, keep_learning_rate=keep_learning_rate)

@@ -14,7 +14,7 @@ from oneadam import _saved_state, _state
 from oneadam._exclusions import Exclusions
 from oneadam._hyperparameters import Hyperparameters
 from oneadam._plan import Counters
-from oneadam._saved_state import Restoring
+from oneadam._saved_state import Axes, Restoring
 from oneadam._state import full
 from oneadam.keras import _rows
 from oneadam.keras._run import Run
@@ -79,9 +79,10 @@ def read(
     path: str | os.PathLike[str],
     optimizer_name: str,
     names: Mapping[str, str] | Callable[[str], str] | None,
+    transposed: Axes | None,
 ) -> dict[str, Array]:
-    """Return the state in a file under the names that it has here."""
-    return _saved_state.read(path, names, optimizer_name)
+    """Return the state in a file under the names, and with the axes, that it has here."""
+    return _saved_state.read(path, names, optimizer_name, transposed)
 
 
 def restoring(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from oneadam import checkpoint
 from oneadam._hyperparameters import Hyperparameters, learning_rate_now, with_learning_rate
+from oneadam._saved_state import Axes
 from oneadam.numpy import _saved
 from oneadam.numpy._run import Run
 
@@ -293,6 +294,7 @@ class Adam:
         names: Mapping[str, str] | Callable[[str], str] | None = None,
         *,
         keep_learning_rate: bool = False,
+        transposed: Axes | None = None,
     ) -> None:
         """Take over the state that `save` of any door has written; see `load_state_dict`.
 
@@ -301,6 +303,10 @@ class Adam:
             names: the name here for a variable's name in the file, as a mapping (others stay)
                 or a function.
             keep_learning_rate: bool, keep the configured learning rate, not the saved one.
+            transposed: the order in which a variable, by its name here, takes the axes of its
+                arrays in the file, as `numpy.transpose` takes it; a mapping (others stay) or a
+                function (None stays). A kernel of Keras becomes a weight of PyTorch, and back,
+                by (1, 0).
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -308,5 +314,6 @@ class Adam:
                 changed.
         """
         self.load_state_dict(
-            _saved.read(self._run, path, names), keep_learning_rate=keep_learning_rate
+            _saved.read(self._run, path, names, transposed),
+            keep_learning_rate=keep_learning_rate,
         )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from oneadam import _interrupts, _loss_scale, _messages, checkpoint
 from oneadam._loss_scale import LossScale
+from oneadam._saved_state import Axes
 from oneadam._state import full
 from oneadam._warnings import warn
 from oneadam.numpy import _saved
@@ -201,8 +202,10 @@ class LossScaleOptimizer:
         names: Mapping[str, str] | Callable[[str], str] | None = None,
         *,
         keep_learning_rate: bool = False,
+        transposed: Axes | None = None,
     ) -> None:
         """Take over the state in a file; see `Adam.load`."""
         self.load_state_dict(
-            _saved.read(self._inner._run, path, names), keep_learning_rate=keep_learning_rate
+            _saved.read(self._inner._run, path, names, transposed),
+            keep_learning_rate=keep_learning_rate,
         )

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from oneadam import _interrupts, _saved_state
-from oneadam._saved_state import Restoring
+from oneadam._saved_state import Axes, Restoring
 from oneadam.numpy._run import Run
 
 Array = NDArray[Any]
@@ -62,6 +62,7 @@ def read(
     run: Run,
     path: str | os.PathLike[str],
     names: Mapping[str, str] | Callable[[str], str] | None,
+    transposed: Axes | None,
 ) -> dict[str, Array]:
-    """Return the state in a file under the names that it has in this run."""
-    return _saved_state.read(path, names, run.hyperparameters.name)
+    """Return the state in a file under the names, and with the axes, that it has in this run."""
+    return _saved_state.read(path, names, run.hyperparameters.name, transposed)

@@ -15,6 +15,7 @@ from oneadam._engines.torch import tensors
 from oneadam._exclusions import Exclusions
 from oneadam._hyperparameters import Hyperparameters
 from oneadam._plan import Counters
+from oneadam._saved_state import Axes
 from oneadam.torch import _averages, _native, _saved, _spelling
 from oneadam.torch._compiler import uncompiled
 from oneadam.torch._run import Run
@@ -365,6 +366,7 @@ class Adam(torch.optim.Optimizer):
         names: Mapping[str, str] | Callable[[str], str] | None = None,
         *,
         keep_learning_rate: bool = False,
+        transposed: Axes | None = None,
     ) -> None:
         """Take over the state that `save` of any door has written, by name.
 
@@ -373,13 +375,17 @@ class Adam(torch.optim.Optimizer):
             names: the name here for a parameter's name in the file, as a mapping (others stay)
                 or a function.
             keep_learning_rate: bool, keep the configured learning rate, not the saved one.
+            transposed: the order in which a parameter, by its name here, takes the axes of its
+                arrays in the file, as `numpy.transpose` takes it; a mapping (others stay) or a
+                function (None stays). A kernel of Keras becomes a weight of PyTorch, and back,
+                by (1, 0).
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the file is damaged, foreign or newer, or does not fit; nothing has
                 changed.
         """
-        saved = _saved.read(self._run, path, names)
+        saved = _saved.read(self._run, path, names, transposed)
         _saved.restore(self._run, _saved.restoring(self._run, saved, keep_learning_rate))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from oneadam import _interrupts, _loss_scale, _messages
 from oneadam._loss_scale import LossScale
+from oneadam._saved_state import Axes
 from oneadam._state import full
 from oneadam._warnings import warn
 from oneadam.torch import _native, _saved
@@ -258,10 +259,11 @@ class LossScaleOptimizer(torch.optim.Optimizer):
         names: Mapping[str, str] | Callable[[str], str] | None = None,
         *,
         keep_learning_rate: bool = False,
+        transposed: Axes | None = None,
     ) -> None:
         """Take over the state in a file; see `Adam.load`."""
         run = self._inner._run
-        saved = _saved.read(run, path, names)
+        saved = _saved.read(run, path, names, transposed)
         restoring = _saved.restoring(run, saved, keep_learning_rate, also=_loss_scale.SAVED)
         scale = _loss_scale.restored(restoring.also, self._settings)
         with _interrupts.held_back():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from oneadam import _interrupts, _saved_state, _state, checkpoint
 from oneadam._hyperparameters import Hyperparameters
-from oneadam._saved_state import Restoring
+from oneadam._saved_state import Axes, Restoring
 from oneadam._state import full
 from oneadam.torch import _sharding, _slots
 from oneadam.torch._run import Run
@@ -80,9 +80,10 @@ def read(
     run: Run,
     path: str | os.PathLike[str],
     names: Mapping[str, str] | Callable[[str], str] | None,
+    transposed: Axes | None,
 ) -> dict[str, Array]:
-    """Return the state in a file under the names that it has in this run."""
-    return _saved_state.read(path, names, run.hyperparameters.name)
+    """Return the state in a file under the names, and with the axes, that it has in this run."""
+    return _saved_state.read(path, names, run.hyperparameters.name, transposed)
 
 
 def restoring(
