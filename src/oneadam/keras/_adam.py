@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from operator import is_
 from typing import Any
@@ -22,7 +22,7 @@ from oneadam._messages import listed
 from oneadam._plan import Counters
 from oneadam._saved_state import Axes
 from oneadam._warnings import warn
-from oneadam.keras import _files, _rows, _run, _saved, _slots
+from oneadam.keras import _averages, _files, _rows, _run, _saved, _slots
 from oneadam.keras._run import Engine, Overwritten, Run
 from oneadam.schedules import LearningRateSchedule
 
@@ -341,6 +341,7 @@ class Adam(keras.optimizers.Optimizer):
         grads = list(grads)
         if not grads:
             return
+        _averages.check_trained(self)
         if trainable_variables is None:
             if not self.built:
                 raise ValueError(
@@ -457,6 +458,7 @@ class Adam(keras.optimizers.Optimizer):
 
         It counts as an update, not as a call. Where no window is open nothing happens.
         """
+        _averages.check_trained(self)
         if self._own.engine is not None and self._accumulates():
             self._own.engine.flush()
 
@@ -586,21 +588,25 @@ class Adam(keras.optimizers.Optimizer):
         Args:
             var_list: variables of the optimizer.
         """
-        own = self._own
         variables = list(var_list)
-        if not own.hyperparameters.use_ema or not self.built:
+        if not self._own.hyperparameters.use_ema or not self.built:
             return
         self._check_variables_are_known(variables)
-        if not bool(_rows.fetched(own.slots.averaged)):
-            return
-        averages = self._model_variables_moving_average
-        for variable in variables:
-            average = averages[self._get_variable_index(variable)]
-            if average is not None:
-                # A copy, for JAX may be told to give one of two buffers away.
-                value = ops.copy(ops.cast(average.value, _rows.dtype_of(variable)))
-                constraint = getattr(variable, "constraint", None)
-                variable.assign(value if constraint is None else constraint(value))
+        _averages.check_trained(self)
+        _averages.finalize(self, variables)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the variables hold their moving averages inside a `with` block, to evaluate.
+
+        At its end they are what they were before, to the last bit. It keeps a copy of them.
+        Without averages, or before the first update, nothing changes.
+
+        Raises:
+            RuntimeError: the block is inside another one, or a step was taken in it.
+        """
+        with _averages.averaged(self):
+            yield
 
     # State.
 
@@ -644,6 +650,7 @@ class Adam(keras.optimizers.Optimizer):
         Returns:
             What `check` returned.
         """
+        _averages.check_trained(self)
         run = self._built()
         restoring = _saved.restoring(run, self._as_it_is(), state, keep_learning_rate, also)
         checked = check(restoring.also)
@@ -666,6 +673,7 @@ class Adam(keras.optimizers.Optimizer):
         Raises:
             ValueError: it is of other variables; nothing has changed.
         """
+        _averages.check_trained(self)
         values = {key: np.asarray(store[key]) for key in store.keys()}  # noqa: SIM118
         if len(values) <= len(_files.first(self)):
             if self.built and self.calls:
@@ -686,6 +694,7 @@ class Adam(keras.optimizers.Optimizer):
                 "You are calling `set_weights()` on an optimizer that has not yet been built."
                 " Please call `optimizer.build(trainable_variables)` before."
             )
+        _averages.check_trained(self)
         values = [_rows.fetched(weight) for weight in weights]
         if len(values) == len(_files.of_keras(self)) != len(self.variables):
             _files.adopt_keras(self, values)
@@ -884,6 +893,8 @@ class _Own:
         self.loss_scale: Variable = None
         """What a dynamic loss scale divides gradients by."""
         self.warned_of: set[tuple[str, ...]] = set()
+        self.holds_averages = False
+        """Whether the variables are their averages, for a block."""
         self.pending: dict[str, Any] | None = None
         """What was loaded before there were variables to load it into."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -178,6 +179,10 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     def flush(self) -> None:
         """Close an incomplete accumulation window; see `Adam.flush`."""
         self.inner_optimizer.flush()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let the variables hold their averages in a `with` block; see `Adam.averaged`."""
+        return self.inner_optimizer.averaged()
 
     def exclude_from_weight_decay(
         self, var_list: Iterable[Any] | None = None, var_names: Iterable[Any] | None = None
