@@ -62,7 +62,7 @@ OUTSIDE = {
     "transformers": {"torch.integrations.transformers"},
     "jax": {"jax", "keras._jax", "cli.jax_training"},
     "optax": {"jax"},
-    "keras": {"keras"},
+    "keras": {"keras", "cli.keras_training"},
     "tensorflow": {"keras"},
     "typer": {"cli"},
     "rich": {"cli"},
@@ -218,6 +218,7 @@ def synthetic(folder: Path, files: dict[str, str]) -> Path:
         ("torch/_run.py", "import lightning", "imports lightning"),
         ("cli/demo.py", "import torch", "imports torch"),
         ("cli/demo.py", "import jax", "imports jax"),
+        ("cli/frameworks.py", "def f():\n    import keras", "imports keras"),
         ("checkpoint.py", "from oneadam.numpy._saved import state", "above it"),
         ("torch/_run.py", "import jax.numpy as jnp", "imports jax"),
         ("torch/_run.py", "from oneadam.numpy import Adam", "beside it"),
@@ -231,6 +232,7 @@ def synthetic(folder: Path, files: dict[str, str]) -> Path:
 )  # fmt: skip
 def test_wrong_imports_are_caught(tmp_path: Path, file: str, text: str, said: str) -> None:
     rooms = ("_plan", "_state", "_rule", "numpy/_saved", "numpy/_run", "cli/app", "cli/demo",
+             "cli/frameworks",
              "torch/_run", "_engines/cpu/fast", "_engines/arrays", "_engines/torch/rows",
              "checkpoint")  # fmt: skip
     clean = synthetic(tmp_path, {f"{name}.py": "import math\n" for name in rooms})

@@ -1,6 +1,5 @@
 """`oneadam demo`: it trains, shows it, and survives being killed."""
 
-import os
 import random
 import subprocess
 import sys
@@ -11,16 +10,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from safetensors import safe_open
+from demos import (
+    FILES,
+    PROGRESS,
+    assert_same_outcome,
+    content,
+    environment,
+    epochs_done,
+    history,
+    relative_differences,
+    run,
+    started,
+)
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
+from oneadam.cli import progress
 from oneadam.cli.app import app
+from oneadam.cli.comparison import among, between
 from oneadam.cli.digits import Examples, batches, load
+from oneadam.cli.frameworks import configured_backend
 from oneadam.cli.network import CLASSES, PIXELS, accuracy, initial_parameters, loss_and_gradients
+from oneadam.cli.recipe import Epoch
 
-PROGRESS = "progress.safetensors"
-FILES = {PROGRESS, "optimizer.safetensors", "training.png"}
 TITLES = {"torch": "PyTorch", "jax": "JAX"}
 """Of the frameworks that train beside NumPy."""
 NEEDS = {
@@ -28,24 +40,6 @@ NEEDS = {
     for name in TITLES
 }
 IN_EACH = [pytest.param(name, marks=mark) for name, mark in NEEDS.items()]
-# Colours and Typer's boxes would depend on where the tests run.
-SETTINGS_OF_TERMINALS = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TTY_COMPATIBLE", "COLUMNS")
-
-
-def command(*options: object) -> list[str]:
-    return [sys.executable, "-m", "oneadam.cli", "demo", *map(str, options)]
-
-
-def environment() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k not in SETTINGS_OF_TERMINALS}
-    return {**kept, "TERM": "xterm-256color"}
-
-
-def run(*options: object) -> subprocess.CompletedProcess[str]:
-    """Run the command as its user does."""
-    return subprocess.run(
-        command(*options), capture_output=True, text=True, check=False, env=environment()
-    )
 
 
 def invoke(*options: object) -> str:
@@ -61,23 +55,6 @@ def refusal(*options: object) -> str:
     assert result.exit_code == 2, result
     assert isinstance(result.exception, SystemExit), result
     return result.output
-
-
-def history(folder: Path, framework: str = "numpy") -> np.ndarray:
-    """Return one row per epoch: loss, accuracy, averaged accuracy, learning rate, norm."""
-    return load_file(folder / PROGRESS)[f"{framework}/history"]
-
-
-def content(file: Path) -> object:
-    """Everything in a file, to the bit; safetensors writes metadata in no particular order."""
-    if file.suffix != ".safetensors":
-        return file.read_bytes()
-    with safe_open(file, "numpy") as opened:
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        metadata = opened.metadata()
-    return metadata, {
-        name: (value.dtype, value.shape, value.tobytes()) for name, value in tensors.items()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +99,7 @@ def test_the_picture_is_a_png(finished):
 def test_a_run_is_reproduced_by_its_seed_and_changed_by_another(finished, tmp_path):
     invoke("--epochs", 4, "--seed", 7, "--out", tmp_path / "same")
     invoke("--epochs", 4, "--seed", 8, "--out", tmp_path / "other")
-    _assert_same_outcome(tmp_path / "same", finished)
+    assert_same_outcome(tmp_path / "same", finished)
     assert content(tmp_path / "other" / PROGRESS) != content(finished / PROGRESS)
 
 
@@ -137,51 +114,33 @@ def test_killed_at_any_moment_it_resumes_bit_for_bit(tmp_path):
         # The second kill strikes a run that was itself resumed.
         for resume in ((), ("--resume",)):
             _kill(moments, *options, *resume, "--out", folder)
-            print(f"killed after {_epochs_done(folder)} epochs")
+            print(f"killed after {epochs_done(folder)} epochs")
         assert run(*options, "--resume", "--out", folder).returncode == 0
-        _assert_same_outcome(folder, tmp_path / "whole")
+        assert_same_outcome(folder, tmp_path / "whole")
 
 
 def test_killed_between_two_epochs_it_resumes_bit_for_bit(finished, tmp_path):
-    with _started("--epochs", 4, "--seed", 7, "--out", tmp_path) as process:
+    with started("--epochs", 4, "--seed", 7, "--out", tmp_path) as process:
         # The heading, and the line of the first epoch.
         assert process.stdout.readline()
         assert process.stdout.readline()
         process.kill()
-    assert 1 <= _epochs_done(tmp_path) <= 4
+    assert 1 <= epochs_done(tmp_path) <= 4
     # The run's own settings are found again.
     assert run("--resume", "--out", tmp_path).returncode == 0
-    _assert_same_outcome(tmp_path, finished)
-
-
-def _started(*options: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(command(*options), stdout=subprocess.PIPE, text=True, env=environment())
+    assert_same_outcome(tmp_path, finished)
 
 
 def _kill(moments: random.Random, *options: object) -> None:
     """Kill a run some time after it has printed some of its lines, or none."""
     lines = moments.choice([0, 1, 2, 3, 4, 5])
-    with _started(*options) as process:
+    with started(*options) as process:
         for _ in range(lines):
             process.stdout.readline()
         try:
             process.wait(moments.uniform(0, 0.05 if lines else 2))
         except subprocess.TimeoutExpired:
             process.kill()
-
-
-def _epochs_done(folder: Path) -> int:
-    """Read the file of a killed run, which must be whole; -1 before there is one."""
-    file = folder / PROGRESS
-    if not file.exists():
-        return -1
-    return sum(len(v) for name, v in load_file(file).items() if name.endswith("/history"))
-
-
-def _assert_same_outcome(folder: Path, expected: Path, files: set[str] = FILES) -> None:
-    assert {path.name for path in folder.iterdir()} == files
-    for name in files:
-        assert content(folder / name) == content(expected / name), name
 
 
 def test_resuming_a_finished_run_shows_its_table_again(finished):
@@ -195,7 +154,7 @@ def test_resuming_a_finished_run_shows_its_table_again(finished):
 def test_resuming_where_nothing_began_starts_and_says_so(finished, tmp_path):
     said = invoke("--resume", "--epochs", 4, "--seed", 7, "--out", tmp_path)
     assert "starts at epoch 1" in said
-    _assert_same_outcome(tmp_path, finished)
+    assert_same_outcome(tmp_path, finished)
 
 
 @pytest.mark.parametrize(("option", "value"), [("--epochs", 0), ("--epochs", -3), ("--seed", -1)])
@@ -299,14 +258,10 @@ def beside(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return _run_beside(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def _relative_differences(losses: np.ndarray, others: np.ndarray) -> np.ndarray:
-    return np.abs(losses - others) / losses
-
-
 def test_the_curves_of_all_frameworks_coincide(beside, finished, tmp_path):
     numpys, others = beside.histories
     np.testing.assert_array_equal(numpys, history(finished))
-    assert _relative_differences(numpys[:, 0], others[:, 0]).max() < 1e-4
+    assert relative_differences(numpys[:, 0], others[:, 0]).max() < 1e-4
     np.testing.assert_allclose(others[:, 4], numpys[:, 4], rtol=1e-3)
     # JAX evaluates schedules in float32: some roundings of the largest rate, 0.005.
     rounded = 2e-9 if beside.framework == "jax" else 0
@@ -316,7 +271,7 @@ def test_the_curves_of_all_frameworks_coincide(beside, finished, tmp_path):
     # They are two computations all the same, and another order of the data is another curve.
     assert (others[:, 0] != numpys[:, 0]).any()
     invoke("--epochs", 4, "--seed", 8, "--out", tmp_path)
-    assert _relative_differences(numpys[:, 0], history(tmp_path)[:, 0]).max() > 1e-2
+    assert relative_differences(numpys[:, 0], history(tmp_path)[:, 0]).max() > 1e-2
 
 
 def test_other_frameworks_are_shown_beside_numpy(beside, finished):
@@ -325,10 +280,11 @@ def test_other_frameworks_are_shown_beside_numpy(beside, finished):
     assert beside.said.isascii()
     weights = [line.split()[:2] for line in lines if "of 360" in line]
     assert weights == [[f, w] for f in titles for w in ("trained", "averaged")]
-    compared = f"The losses of {' and '.join(titles)}"
-    (closeness,) = [line for line in lines if line.startswith(compared)]
+    (closeness,) = [line for line in lines if line.startswith(" and ".join(titles))]
     numpys, others = (rows[:, 0] for rows in beside.histories)
-    assert f" {_relative_differences(numpys, others).max():.1e} " in closeness
+    losses, *weights_and_averages = closeness.split()[-3:]
+    assert losses == f"{relative_differences(numpys, others).max():.1e}"
+    assert all(1e-8 < float(number) < 1e-4 for number in weights_and_averages)
     assert {path.name for path in beside.folder.iterdir()} == beside.files
     picture = (beside.folder / "training.png").read_bytes()
     assert picture.startswith(b"\x89PNG\r\n\x1a\n")
@@ -437,17 +393,17 @@ def test_the_weights_of_jax_hold_their_averages_for_a_block(with_jax):
 
 def test_killed_beside_numpy_it_resumes_bit_for_bit(beside, tmp_path):
     options = ("--framework", beside.framework, "--epochs", 4, "--seed", 7, "--out", tmp_path)
-    with _started(*options) as process:
+    with started(*options) as process:
         while process.stdout.readline() != f"{TITLES[beside.framework]}\n":
             assert process.poll() is None
         # The heading, and the line of the first epoch.
         assert process.stdout.readline()
         assert process.stdout.readline()
         process.kill()
-    assert 5 <= _epochs_done(tmp_path) <= 8
+    assert 5 <= epochs_done(tmp_path) <= 8
     # The run's own frameworks are found again.
     assert run("--resume", "--out", tmp_path).returncode == 0
-    _assert_same_outcome(tmp_path, beside.folder, beside.files)
+    assert_same_outcome(tmp_path, beside.folder, beside.files)
 
 
 @pytest.mark.usefixtures("threads")
@@ -455,7 +411,7 @@ def test_a_framework_may_join_a_finished_run(finished, beside, tmp_path):
     (tmp_path / PROGRESS).write_bytes((finished / PROGRESS).read_bytes())
     said = invoke("--resume", "--framework", beside.framework, "--out", tmp_path)
     assert f"after epoch 4 of 4 NumPy, 0 of 4 {TITLES[beside.framework]}" in said
-    _assert_same_outcome(tmp_path, beside.folder, beside.files)
+    assert_same_outcome(tmp_path, beside.folder, beside.files)
 
 
 OF_ANOTHER = {
@@ -533,18 +489,84 @@ def test_an_unknown_framework_is_refused(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def as_if_of_keras(folder: Path, finished: Path, epochs: int = 4) -> None:
+    """Have a folder say that Keras on TensorFlow has come as far, with NumPy's numbers."""
+    saved = progress.read(finished / PROGRESS)
+    kept = saved.runs["numpy"]
+    runs = {**saved.runs, "keras-tensorflow": progress.Run(kept.history[:epochs], kept.tensors)}
+    progress.write(folder / PROGRESS, saved._replace(runs=runs))
+
+
+def test_what_another_backend_of_keras_has_finished_stands_beside_the_rest(finished, tmp_path):
+    as_if_of_keras(tmp_path, finished)
+    before = content(tmp_path / PROGRESS)
+    with pytest.MonkeyPatch.context() as patch:
+        # Neither loaded nor asked for.
+        patch.setattr("oneadam.cli.demo.find_spec", lambda name: name == "numpy" or None)
+        said = invoke("--resume", "--out", tmp_path)
+    rows = [line.split()[-3:] for line in said.splitlines() if "NumPy and Keras on" in line]
+    assert rows == [["0.0e+00"] * 3]
+    assert content(tmp_path / PROGRESS) == before
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def test_an_unfinished_run_of_another_backend_of_keras_comes_first(finished, tmp_path):
+    as_if_of_keras(tmp_path, finished, epochs=3)
+    message = refusal("--resume", "--framework", "keras", "--backend", "jax", "--out", tmp_path)
+    assert "--resume --framework keras --backend tensorflow" in message
+
+
+def test_a_backend_is_for_keras(tmp_path):
+    for options in ((), ("--framework", "torch")):
+        message = refusal(*options, "--backend", "jax", "--out", tmp_path / "none")
+        assert "without --framework keras" in message
+    assert "received abacus" in refusal("--framework", "keras", "--backend", "abacus")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_BACKEND", "openvino")
+        message = refusal("--framework", "keras", "--out", tmp_path / "none")
+    assert "KERAS_BACKEND must be" in message
+    assert "received openvino" in message
+    assert not (tmp_path / "none").exists()
+
+
+def test_keras_runs_on_what_it_is_configured_for_or_what_there_is(tmp_path, monkeypatch):
+    def chosen(*installed: str) -> str:
+        return configured_backend(lambda name: name in installed)
+
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    assert chosen("torch", "jax") == "jax"
+    for written, found in (('{"backend": "torch"}', "torch"), ("[]", "jax"), ("{", "jax")):
+        (tmp_path / "keras.json").write_text(written)
+        assert chosen("torch", "jax") == found
+    (tmp_path / "keras.json").write_text('{"backend": "tensorflow"}')
+    assert chosen("torch") == "torch"
+    assert chosen() == "tensorflow"
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    assert chosen("torch") == "jax"
+
+
 @pytest.mark.parametrize(
-    ("framework", "missing"), [("torch", "torch"), ("jax", "jax"), ("jax", "optax")]
+    ("options", "missing", "extras"),
+    [
+        (("torch",), "torch", "'oneadam[cli,torch]'"),
+        (("jax",), "jax", "'oneadam[cli,jax]'"),
+        (("jax",), "optax", "'oneadam[cli,jax]'"),
+        (("keras", "--backend", "jax"), "keras", "'oneadam[cli,keras,jax]'"),
+        (("keras", "--backend", "torch"), "torch", "'oneadam[cli,keras,torch]'"),
+        (("keras", "--backend", "tensorflow"), "tensorflow", "'oneadam[cli,keras]' tensorflow"),
+    ],
 )
 def test_without_a_framework_the_command_works_and_names_the_extra(
-    tmp_path, monkeypatch, framework, missing
+    tmp_path, monkeypatch, options, missing, extras
 ):
     monkeypatch.setattr(
         "oneadam.cli.demo.find_spec", lambda name: None if name == missing else find_spec(name)
     )
-    message = refusal("--framework", framework, "--out", tmp_path / "none")
-    assert f"needs {missing}" in message
-    assert f"python -m pip install 'oneadam[cli,{framework}]'" in message
+    message = refusal("--framework", *options, "--out", tmp_path / "none")
+    assert f"{' '.join(options)} needs " in message
+    assert missing in message.split(" needs ")[1].split(": python -m pip")[0]
+    assert f"python -m pip install {extras}\n" in message
     assert not (tmp_path / "none").exists()
     invoke("--framework", "numpy", "--epochs", 1, "--out", tmp_path / "some")
     assert {path.name for path in (tmp_path / "some").iterdir()} == FILES
@@ -554,7 +576,7 @@ def test_training_with_numpy_loads_no_other_framework(tmp_path):
     code = (
         "import sys; from oneadam.cli.app import app\n"
         f"app(['demo', '--epochs', '1', '--out', {str(tmp_path)!r}], standalone_mode=False)\n"
-        "sys.exit(any(name in sys.modules for name in ('torch', 'jax', 'optax')))"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'jax', 'optax', 'keras')))"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], check=False, env=environment()).returncode == 0
@@ -566,7 +588,7 @@ def test_help_loads_neither_framework_nor_compiler():
         "import sys; from oneadam.cli.app import app\n"
         "app(['demo', '--help'], standalone_mode=False)\n"
         "sys.exit(any(name in sys.modules for name in "
-        "('numba', 'sklearn', 'torch', 'jax', 'matplotlib')))"
+        "('numba', 'sklearn', 'torch', 'jax', 'keras', 'matplotlib')))"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], check=False, env=environment()).returncode == 0
@@ -584,6 +606,28 @@ def test_without_the_extra_the_command_says_what_to_install():
     assert process.returncode == 1
     assert "python -m pip install 'oneadam[cli]'" in process.stderr
     assert "typer, rich, matplotlib, scikit-learn" in process.stderr
+
+
+def a_run(names: dict[str, str], axes: tuple[int, ...] = (0, 1), more: float = 0.0) -> Any:
+    """A finished run with a kernel of zeros and a one."""
+    kernel = np.array([[1.0, 0.0], [0.0, 0.0], [0.0, more]], np.float32).transpose(axes)
+    epochs = [Epoch(loss, 0.5, 0.5, 0.1, 1.0) for loss in (4.0, 2.0 + more)]
+    average = f"optimizer/{names['kernel']}/average"
+    tensors = {f"weights/{names['kernel']}": kernel, average: kernel * 2,
+               f"optimizer/{names['kernel']}/momentum": kernel + 7 * more}  # fmt: skip
+    return progress.Run(epochs, tensors)
+
+
+def test_runs_are_compared_by_their_largest_differences():
+    plain, keras = {"kernel": "output/kernel"}, {"kernel": "digits/output/kernel"}
+    one = a_run(plain)
+    assert between(one, a_run(keras)) == (0, 0, 0)
+    assert between(one, a_run({"kernel": "output.weight"}, (1, 0))) == (0, 0, 0)
+    far, farther = a_run(keras, more=0.25), a_run(keras, more=-0.5)
+    assert between(one, far) == (0.125, 0.25, 0.25)
+    assert among([one, far, farther]) == between(far, farther) == (0.75 / 2.25, 0.75, 0.75)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        between(one, a_run({"kernel": "hidden/kernel"}))
 
 
 def test_gradients_agree_with_finite_differences():

@@ -40,10 +40,16 @@ def _at_least(lowest: int) -> Callable[[int | None], int | None]:
 
 def _known_frameworks(names: Sequence[str] | None) -> Sequence[str] | None:
     try:
-        frameworks.in_order(names or ())
+        frameworks.check_known(names or ())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     return names
+
+
+def _known_backend(name: str | None) -> str | None:
+    if name is not None and name not in frameworks.BACKENDS:
+        raise typer.BadParameter(f"must be {' or '.join(frameworks.BACKENDS)}, received {name}")
+    return name
 
 
 @app.callback()
@@ -74,8 +80,16 @@ def demo(
         list[str] | None,
         typer.Option(
             callback=_known_frameworks,
-            help=f"{' or '.join(frameworks.KNOWN)}, and may be given several times. "
+            help=f"{' or '.join(frameworks.ON_COMMAND_LINE)}, and may be given several times. "
             "NumPy is always among them, for comparison.",
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            callback=_known_backend,
+            help=f"What Keras runs on, {' or '.join(frameworks.BACKENDS)}. "
+            "If not given, what it is configured for.",
         ),
     ] = None,
     out: Annotated[
@@ -86,12 +100,26 @@ def demo(
     ] = False,
 ) -> None:
     """Train a small network on handwritten digits, with everything of the optimizer on."""
+    if backend is not None and frameworks.KERAS not in (framework or ()):
+        raise typer.BadParameter(
+            f"says what Keras runs on, received {backend} without --framework keras; give both,"
+            " or leave it out",
+            param_hint="'--backend'",
+        )
     # Training needs a compiler and a framework; --help should not wait for them.
     from oneadam.cli.demo import Refused
     from oneadam.cli.demo import demo as run
 
     try:
-        run(Console(), out, epochs=epochs, seed=seed, resume=resume, chosen=framework or ())
+        run(
+            Console(),
+            out,
+            epochs=epochs,
+            seed=seed,
+            resume=resume,
+            chosen=framework or (),
+            backend=backend,
+        )
     except Refused as error:
         typer.echo(f"oneadam demo: {error}", err=True)
         raise typer.Exit(2) from error

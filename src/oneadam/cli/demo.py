@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
-from oneadam.cli import digits, frameworks, picture, progress, report
+from oneadam.cli import comparison, digits, frameworks, picture, progress, report
+from oneadam.cli.progress import Tensors
 from oneadam.cli.recipe import Epoch, Recipe
 from oneadam.cli.training import Training, train_epoch
 
@@ -27,11 +30,22 @@ class _Demo(NamedTuple):
     recipe: Recipe
     digits: digits.Digits
     runs: dict[str, _Run]
+    backend: str
+    """What Keras runs on in this process; empty where it does not run."""
 
 
-class _Run(NamedTuple):
-    training: Training
-    history: list[Epoch]
+@dataclass
+class _Run:
+    """A framework's run: what was kept of it and, from its turn on, what trains."""
+
+    history: list[Epoch] = field(default_factory=list)
+    kept: Tensors = field(default_factory=dict)
+    training: Training | None = None
+
+    @property
+    def now(self) -> progress.Run:
+        """What is to be kept of it."""
+        return progress.Run(self.history, self.training.tensors() if self.training else self.kept)
 
 
 def demo(
@@ -41,7 +55,8 @@ def demo(
     epochs: int | None,
     seed: int | None,
     resume: bool,
-    chosen: Iterable[str] = (),
+    chosen: Collection[str] = (),
+    backend: str | None = None,
 ) -> None:
     """Train, show how it goes, and leave weights, state and a picture in `folder`.
 
@@ -52,6 +67,7 @@ def demo(
         seed: At least 0; None is the run's own seed, or the default.
         resume: Continue the run in `folder`, if one was begun there.
         chosen: Names of frameworks to train with; the first is always among them.
+        backend: What Keras is to run on, if it is among them; None is what it is configured for.
 
     Raises:
         Refused: `folder` cannot be written, what is in it cannot be continued as asked, or a
@@ -59,17 +75,26 @@ def demo(
     """
     asked = {"epochs": epochs, "seed": seed}
     settings = {name: value for name, value in asked.items() if value is not None}
-    names = frameworks.in_order(chosen)
-    _check_installed(names)
+    saved = _read(folder) if resume and (folder / _PROGRESS).exists() else None
+    keras = _keras_backend(folder, saved, chosen, backend)
+    names = [name for name in chosen if name != frameworks.KERAS]
+    if keras:
+        names.append(frameworks.on(keras))
+    names = frameworks.in_order([*(saved.runs if saved else ()), *names])
+    _check_installed(name for name in names if frameworks.KNOWN[name].backend in ("", keras))
     with _writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if resume and (folder / _PROGRESS).exists():
-        begun = _continued(folder, settings, names)
+    runs = {name: _Run() for name in names}
+    if saved is not None:
+        _check_settings(folder, saved.recipe, settings)
+        for name, run in saved.runs.items():
+            runs[name] = _Run(run.history, run.tensors)
+        begun = _Demo(saved.recipe, digits.load(), runs, keras)
         report.say(console, _where_it_stands(begun, folder))
     else:
         if resume:
             report.say(console, f"No run was begun in {folder}, so this one starts at epoch 1.")
-        begun = _begun(Recipe(**settings), names)
+        begun = _Demo(Recipe(**settings), digits.load(), runs, keras)
         # From here on --resume finds this run, not one that was in the folder before.
         _save(begun, folder)
     for name in begun.runs:
@@ -77,98 +102,154 @@ def demo(
     _finish(console, begun, folder)
 
 
-def _check_installed(names: Iterable[str]) -> None:
-    for name in names:
-        needed = frameworks.KNOWN[name]
-        missing = [package for package in needed.packages if find_spec(package) is None]
-        if missing:
-            raise Refused(
-                f"--framework {name} needs {', '.join(missing)}, which the extra"
-                f" '{needed.extra}' brings: python -m pip install 'oneadam[cli,{needed.extra}]'"
-            )
-
-
-def _begun(recipe: Recipe, names: Iterable[str]) -> _Demo:
-    data = digits.load()
-    runs = {}
-    for name in names:
-        module = importlib.import_module(frameworks.KNOWN[name].module)
-        runs[name] = _Run(module.Training(recipe, data), history=[])
-    return _Demo(recipe, data, runs)
-
-
-def _continued(folder: Path, settings: dict[str, int], names: Iterable[str]) -> _Demo:
-    try:
+def _read(folder: Path) -> progress.Progress:
+    with _continuing(folder):
         saved = progress.read(folder / _PROGRESS)
         # A newer version of the demo may have another recipe; the rest of it must be the same.
         expected = Recipe(epochs=saved.recipe.epochs, seed=saved.recipe.seed)
         if saved.recipe != expected:
             raise ValueError(f"its recipe is {saved.recipe}, not {expected}")
-        every = frameworks.in_order([*saved.runs, *names])
-        _check_installed(every)
-        begun = _begun(saved.recipe, every)
-        for name, run in saved.runs.items():
-            begun.runs[name].training.restore(run.tensors)
-            begun.runs[name].history.extend(run.history)
-    except (TypeError, ValueError, OSError) as error:
+        frameworks.in_order(saved.runs)
+    return saved
+
+
+def _keras_backend(
+    folder: Path,
+    saved: progress.Progress | None,
+    chosen: Collection[str],
+    backend: str | None,
+) -> str:
+    """Return what Keras is to run on in this process; it is one for the whole process."""
+    unfinished = [] if saved is None else _unfinished_backends(saved)
+    if frameworks.KERAS not in chosen:
+        return unfinished[0] if unfinished else ""
+    if backend is None and not unfinished:
+        backend = frameworks.configured_backend(_is_installed)
+        if backend not in frameworks.BACKENDS:
+            raise Refused(
+                f"KERAS_BACKEND must be {' or '.join(frameworks.BACKENDS)}, received {backend}."
+                " Choose one of them with --backend."
+            )
+    if unfinished and backend not in (None, unfinished[0]):
         raise Refused(
-            f"{folder / _PROGRESS} cannot be continued: {error}. "
-            "Start a new run without --resume, or choose another folder with --out."
-        ) from error
+            f"--backend {backend} must wait, for a process has one backend of Keras, and the run in"
+            f" {folder} has one on {unfinished[0]} that is not finished. Continue that first, with"
+            f" --resume --framework keras --backend {unfinished[0]}."
+        )
+    return backend or unfinished[0]
+
+
+def _unfinished_backends(saved: progress.Progress) -> list[str]:
+    return [
+        frameworks.KNOWN[name].backend
+        for name, run in saved.runs.items()
+        if frameworks.KNOWN[name].backend and len(run.history) < saved.recipe.epochs
+    ]
+
+
+def _is_installed(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+def _check_installed(names: Iterable[str]) -> None:
+    for name in names:
+        needed = frameworks.KNOWN[name]
+        missing = [package for package in needed.packages if not _is_installed(package)]
+        if missing:
+            raise Refused(
+                f"{_options(name)} needs {', '.join(missing)}: python -m pip install"
+                f" {needed.install}"
+            )
+
+
+def _options(name: str) -> str:
+    """Return what chooses a run on the command line."""
+    backend = frameworks.KNOWN[name].backend
+    if not backend:
+        return f"--framework {name}"
+    return f"--framework {frameworks.KERAS} --backend {backend}"
+
+
+def _check_settings(folder: Path, recipe: Recipe, settings: Mapping[str, int]) -> None:
     for option, value in settings.items():
-        own = getattr(saved.recipe, option)
+        own = getattr(recipe, option)
         if value != own:
             raise Refused(
                 f"--{option} {value} differs from the run in {folder}, which has "
                 f"--{option} {own}. Leave the option out to continue that "
                 "run, or start a new one without --resume."
             )
-    return begun
+
+
+def _made(begun: _Demo, name: str, folder: Path) -> Training:
+    """Return what trains with a framework, which is loaded now, where the run stands."""
+    if frameworks.KNOWN[name].backend:
+        os.environ["KERAS_BACKEND"] = begun.backend
+        # It tells of the processor and of GPUs that it does not find.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    module = importlib.import_module(frameworks.KNOWN[name].module)
+    training: Training = module.Training(begun.recipe, begun.digits)
+    run = begun.runs[name]
+    if run.kept or run.history:
+        with _continuing(folder):
+            training.restore(run.kept)
+    return training
 
 
 def _train(console: Console, begun: _Demo, name: str, folder: Path) -> None:
-    training, history = begun.runs[name]
-    done, epochs = len(history), begun.recipe.epochs
+    if frameworks.KNOWN[name].backend not in ("", begun.backend):
+        return  # finished in another process, as it must be
+    # Only now, for TensorFlow changes how a process handles subnormal numbers.
+    run = begun.runs[name]
+    run.training = training = _made(begun, name, folder)
+    done, epochs = len(run.history), begun.recipe.epochs
     if done == epochs:
+        _save_optimizer(training, name, folder)
         return
     with report.live(console, _title(begun, name), epochs, done) as show:
         for number in range(done + 1, epochs + 1):
             epoch, examples_per_second = train_epoch(training, begun.recipe, begun.digits, number)
-            history.append(epoch)
+            run.history.append(epoch)
+            if number == epochs:
+                _save_optimizer(training, name, folder)
+            # Last, so that nothing is missing of a run that has all its epochs.
             _save(begun, folder)
             show(number, epoch, examples_per_second)
 
 
-def _finish(console: Console, begun: _Demo, folder: Path) -> None:
-    files = {name: frameworks.KNOWN[name].file for name in begun.runs}
+def _save_optimizer(training: Training, name: str, folder: Path) -> None:
     with _writing_to(folder):
-        for name, file in files.items():
-            begun.runs[name].training.optimizer.save(folder / file)
-        titled = {frameworks.KNOWN[name].title: run.history for name, run in begun.runs.items()}
-        picture.draw(folder / _PICTURE, titled)
+        training.optimizer.save(folder / frameworks.KNOWN[name].file)
+
+
+def _finish(console: Console, begun: _Demo, folder: Path) -> None:
+    titles = {name: frameworks.KNOWN[name].title for name in begun.runs}
+    with _writing_to(folder):
+        histories = {titles[name]: run.history for name, run in begun.runs.items()}
+        picture.draw(folder / _PICTURE, histories)
     outcomes = {_title(begun, name): run.history[-1] for name, run in begun.runs.items()}
     report.table(console, outcomes, len(begun.digits.held_out.labels))
-    first, *others = titled
-    for other in others:
-        report.say(console, _how_close(first, titled[first], other, titled[other]))
-    written = ", ".join([_PROGRESS, *files.values()])
-    report.say(console, f"Wrote {written} and {_PICTURE} to {folder}.")
+    if len(begun.runs) > 1:
+        runs = {titles[name]: run.now for name, run in begun.runs.items()}
+        report.differences(console, _differences(runs))
+    files = [frameworks.KNOWN[name].file for name, run in begun.runs.items() if run.training]
+    report.say(console, f"Wrote {', '.join([_PROGRESS, *files])} and {_PICTURE} to {folder}.")
+
+
+def _differences(runs: Mapping[str, progress.Run]) -> dict[str, comparison.Differences]:
+    """Return how far each run is from the first, and any two from each other."""
+    first, *others = runs
+    found = {
+        f"{first} and {other}": comparison.between(runs[first], runs[other]) for other in others
+    }
+    if len(others) > 1:
+        found["any two of them"] = comparison.among([*runs.values()])
+    return found
 
 
 def _title(begun: _Demo, name: str) -> str:
     """Return what to call a run: nothing where there is no other."""
     return frameworks.KNOWN[name].title if len(begun.runs) > 1 else ""
-
-
-def _how_close(first: str, history: list[Epoch], other: str, others: list[Epoch]) -> str:
-    largest = max(
-        abs(theirs.loss - ours.loss) / ours.loss
-        for ours, theirs in zip(history, others, strict=True)
-    )
-    return (
-        f"The losses of {first} and {other} differ by at most {largest:.1e} in any epoch, relative"
-        " to the loss."
-    )
 
 
 def _where_it_stands(begun: _Demo, folder: Path) -> str:
@@ -184,11 +265,20 @@ def _where_it_stands(begun: _Demo, folder: Path) -> str:
 
 
 def _save(begun: _Demo, folder: Path) -> None:
-    runs = {
-        name: progress.Run(run.history, run.training.tensors()) for name, run in begun.runs.items()
-    }
+    runs = {name: run.now for name, run in begun.runs.items()}
     with _writing_to(folder):
         progress.write(folder / _PROGRESS, progress.Progress(begun.recipe, runs))
+
+
+@contextmanager
+def _continuing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, OSError) as error:
+        raise Refused(
+            f"{folder / _PROGRESS} cannot be continued: {error}. "
+            "Start a new run without --resume, or choose another folder with --out."
+        ) from error
 
 
 @contextmanager

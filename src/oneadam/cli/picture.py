@@ -15,7 +15,7 @@ from oneadam.cli.recipe import Epoch
 # It tells on the first run of all that it builds its list of fonts.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
-_COLOURS = ("#1f6feb", "#d9480f", "#2b8a3e", "#862e9c")
+_COLOURS = ("#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#e6a700", "#0b7285")
 
 
 def draw(path: Path, histories: Mapping[str, Sequence[Epoch]]) -> None:
@@ -28,20 +28,20 @@ def draw(path: Path, histories: Mapping[str, Sequence[Epoch]]) -> None:
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
     drawn = zip(range(len(histories), 0, -1), histories.items(), _COLOURS, strict=False)
+    wider = 3 if len(histories) <= 4 else 2
     for rank, (name, history), colour in drawn:
         epochs = range(1, len(history) + 1)
         marker = "o" if len(history) == 1 else ""
         # Curves may coincide: the earlier ones are wider, and show at the edges of the later.
-        style = {"color": colour, "linewidth": 3 * rank - 1, "marker": marker}
+        style = {"color": colour, "linewidth": wider * (rank - 1) + 2, "marker": marker}
         averaged = {**style, "linestyle": (0, (4 / rank, 2 / rank)), "alpha": 0.6}
         loss.plot(epochs, [epoch.loss for epoch in history], label=name, **style)
-        accuracy.plot(
-            epochs, [epoch.accuracy for epoch in history], label=f"{name}, trained", **style
-        )
+        of_trained, of_averaged = _labels(name, rank, len(histories))
+        accuracy.plot(epochs, [epoch.accuracy for epoch in history], label=of_trained, **style)
         accuracy.plot(
             epochs,
             [epoch.averaged_accuracy for epoch in history],
-            label=f"{name}, averaged",
+            label=of_averaged,
             **averaged,
         )
         rate.plot(epochs, [epoch.learning_rate for epoch in history], label=name, **style)
@@ -61,6 +61,14 @@ def draw(path: Path, histories: Mapping[str, Sequence[Epoch]]) -> None:
     if len(histories) > 1:
         loss.legend(frameon=False, loc="upper right")
     figure.savefig(path, dpi=150)
+
+
+def _labels(name: str, rank: int, runs: int) -> tuple[str, str]:
+    """Return what the legend says of a run's two accuracies."""
+    if runs <= 2:
+        return f"{name}, trained", f"{name}, averaged"
+    # Of many, the colours are told beside the losses.
+    return ("trained", "averaged") if rank == 1 else ("_", "_")
 
 
 def _dress(axes: Axes, title: str) -> None:

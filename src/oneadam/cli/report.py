@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import typer
@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from oneadam.cli.comparison import Differences
 from oneadam.cli.recipe import Epoch
 
 # A log that nobody watches needs no more of them.
@@ -80,16 +81,32 @@ def table(console: Console, outcomes: Mapping[str, Epoch], examples: int) -> Non
             ("averaged", epoch.averaged_accuracy),
         )
     ]
-    headings = ("weights", "held-out accuracy", "mistaken")
+    _print(console, ("weights", "held-out accuracy", "mistaken"), rows)
+
+
+def differences(console: Console, found: Mapping[str, Differences]) -> None:
+    """Print how far runs are apart.
+
+    Args:
+        console: Where to.
+        found: The largest differences, by what they are differences of.
+    """
+    rows = [(of, *(f"{number:.1e}" for number in largest)) for of, largest in found.items()]
+    _print(console, ("largest relative difference", *Differences._fields), rows)
+
+
+def _print(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, the second column of which stands out."""
     if not _is_watched(console):
-        width = max(len(row[0]) for row in rows) + 2
-        for row in (headings, *rows):
-            typer.echo(f"{row[0]:<{width}}{row[1]:>18}{row[2]:>12}")
+        widths = [max(map(len, column)) + 2 for column in zip(headings, *rows, strict=True)]
+        for first, *others in (headings, *rows):
+            cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+            typer.echo(f"{first:<{widths[0]}}{''.join(cells)}")
         return
     drawn = Table(box=box.ROUNDED)
     drawn.add_column(headings[0])
-    drawn.add_column(headings[1], justify="right", style="bold green")
-    drawn.add_column(headings[2], justify="right")
+    for number, heading in enumerate(headings[1:]):
+        drawn.add_column(heading, justify="right", style="" if number else "bold green")
     for row in rows:
         drawn.add_row(*row)
     console.print(drawn)
