@@ -233,10 +233,13 @@ class TestCalls:
     def test_a_flush_closes_the_window(self) -> None:
         optimizer, trained, calls = Adam(gradient_accumulation_steps=3), variables(), gradients(2)
         take(optimizer, trained, calls)
+        optimizer.learning_rate = 0.002
         optimizer.flush()
         optimizer.flush()
         assert (optimizer.calls, optimizer.updates) == (2, 1)
-        near(trained, through_numpy({}, [[(a + b) / 2 for a, b in zip(*calls, strict=True)]]))
+        assert optimizer.metrics()["learning_rate"] == pytest.approx(0.002)
+        means = [(a + b) / 2 for a, b in zip(*calls, strict=True)]
+        near(trained, through_numpy({"learning_rate": 0.002}, [means]))
 
     @pytest.mark.parametrize(
         ("change", "said"),

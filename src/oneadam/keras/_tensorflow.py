@@ -104,8 +104,14 @@ class Engine:
 
     def _flushed(self, call: _Call) -> None:
         rates = call.rates()
-        fill = call.read(call.run.slots.accumulated_calls)
-        _if(fill > 0, lambda: call.update(rates, fill), lambda: None)
+        slots = call.run.slots
+        fill = call.read(slots.accumulated_calls)
+
+        def close() -> None:
+            call.update(rates, fill)
+            call.write(slots.learning_rate, rates.learning_rate)
+
+        _if(fill > 0, close, lambda: None)
 
 
 class _Here:
