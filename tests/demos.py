@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+from oneadam.cli.app import app
 
 PROGRESS = "progress.safetensors"
 FILES = {PROGRESS, "optimizer.safetensors", "training.png"}
@@ -33,8 +36,17 @@ def run(*options: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def started(*options: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(command(*options), stdout=subprocess.PIPE, text=True, env=environment())
+def started(*options: object, stderr: int | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*options), stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment()
+    )
+
+
+def invoke(*options: object) -> str:
+    """Run it within this process, which is faster, and return what it says."""
+    result = CliRunner().invoke(app, ["demo", *map(str, options)])
+    assert (result.exit_code, result.exception) == (0, None), result.output
+    return result.output
 
 
 def epochs_done(folder: Path) -> int:

@@ -18,6 +18,7 @@ from demos import (
     environment,
     epochs_done,
     history,
+    invoke,
     relative_differences,
     run,
     started,
@@ -40,13 +41,6 @@ NEEDS = {
     for name in TITLES
 }
 IN_EACH = [pytest.param(name, marks=mark) for name, mark in NEEDS.items()]
-
-
-def invoke(*options: object) -> str:
-    """Run it within this process, which is faster, and return what it says."""
-    result = CliRunner().invoke(app, ["demo", *map(str, options)])
-    assert (result.exit_code, result.exception) == (0, None), result.output
-    return result.output
 
 
 def refusal(*options: object) -> str:

@@ -5,6 +5,8 @@ No other module of the command imports Keras, which runs on the backend that `KE
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import keras
 import numpy as np
 
@@ -20,6 +22,9 @@ class Training:
     """The network, from the weights that NumPy's starts from, and its optimizer."""
 
     def __init__(self, recipe: Recipe, digits: Digits) -> None:
+        if keras.backend.backend() == "torch":
+            # In a network this small, further threads only wait for each other.
+            import_module("torch").set_num_threads(1)
         self._model = keras.Sequential(
             [
                 keras.Input((network.PIXELS,)),
