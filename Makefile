@@ -1,6 +1,7 @@
 # make demo         train a small network, with only what that needs
 # make demo-torch   the same with PyTorch too, both drawn in one picture
 # make demo-jax     the same with JAX
+# make demo-keras   the same with Keras, on JAX
 # make test         every test, with every framework that has a door or an engine
 # make test-keras-jax    those of the Keras door, on one backend
 # make lint         style and types
@@ -19,7 +20,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PINS := pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-torch demo-jax test $(KERAS) lint bench clean
+.PHONY: demo demo-torch demo-jax demo-keras test $(KERAS) lint bench clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/oneadam demo $(ARGS)
@@ -29,6 +30,9 @@ demo-torch: $(VENV)/.installed-torch
 
 demo-jax: $(VENV)/.installed-jax
 	$(BIN)/oneadam demo --framework jax $(ARGS)
+
+demo-keras: $(VENV)/.installed-keras
+	$(BIN)/oneadam demo --framework keras --backend jax $(ARGS)
 
 test: $(VENV)/.installed-all
 	env -u KERAS_BACKEND $(BIN)/python -m pytest -n 2 $(ARGS)
@@ -77,7 +81,12 @@ $(VENV)/.installed-jax: $(PINS) | $(VENV)/.made
 	@$(PIP) -e '.[cli,jax]'
 	@touch $(VENV)/.installed-demo $@
 
+$(VENV)/.installed-keras: $(PINS) | $(VENV)/.made
+	@echo "Installing oneadam, its demo, Keras and JAX into $(VENV), once; a minute or two."
+	@$(PIP) -e '.[cli,keras,jax]'
+	@touch $(addprefix $(VENV)/.installed-,demo jax) $@
+
 $(VENV)/.installed-all: $(PINS) | $(VENV)/.made
 	@echo "Installing oneadam, its tools and all frameworks into $(VENV), once; some minutes."
 	@$(PIP) torch==2.13.0 keras tensorflow-cpu flax equinox orbax-checkpoint -e '.[cli,jax,lightning,transformers,test,dev]'
-	@touch $(addprefix $(VENV)/.installed-,demo torch jax) $@
+	@touch $(addprefix $(VENV)/.installed-,demo torch jax keras) $@
