@@ -55,7 +55,7 @@ class Training:
     def tensors(self) -> Tensors:
         """Return all that has to be kept to continue later, by name."""
         weights = {
-            f"{layer.name}/{variable.name}": np.array(keras.ops.convert_to_numpy(variable))
+            f"{layer.name}/{variable.name}": np.array(keras.ops.convert_to_numpy(variable.value))
             for layer in self._model.layers
             for variable in layer.trainable_variables
         }
