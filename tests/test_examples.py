@@ -16,6 +16,7 @@ import oneadam
 PACKAGE = Path(oneadam.__file__).parent
 README = Path(__file__).parent.parent / "README.md"
 SCRIPTS = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+SCRIPTS = [path for path in SCRIPTS if "keras" not in path.stem]
 NEEDS = {
     "oneadam.torch": "torch",
     "oneadam.torch.integrations.lightning": "lightning",
