@@ -88,7 +88,8 @@ def _add(table: Table, backend: str, found: Measured, at_least: float | None) ->
 def measure(kind: str, rounds: int | None, quick: bool, threads: int) -> None:
     """Measure on Keras's backend, and print what was found in a line of JSON."""
     oneadam.set_num_threads(threads)
-    importlib.import_module("torch").set_num_threads(threads)
+    # In a network as small as the demo's, further threads only wait for each other.
+    importlib.import_module("torch").set_num_threads(1 if kind == "fit" else threads)
     found = _fits(rounds, quick) if kind == "fit" else _calls(kind, rounds, quick)
     print(json.dumps(list(found)))
 
@@ -117,8 +118,6 @@ def _fits(rounds: int | None, quick: bool) -> Iterator[Measured]:
     from oneadam.cli import digits
     from oneadam.cli.recipe import Recipe
 
-    # In a network this small, further threads only wait for each other.
-    importlib.import_module("torch").set_num_threads(1)
     data = digits.load()
     if quick:
         data = data._replace(training=digits.Examples(*(part[:64] for part in data.training)))
