@@ -154,8 +154,9 @@ class Adam:
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
+        if callable(value):
+            self.trace()  # what compiled steps of TensorFlow could not take up is refused
         self.optimizer.learning_rate = value
-        self.trace()  # in case that another kind of learning rate decides from now on
 
 
 def _variable(name: str, array: np.ndarray) -> Any:

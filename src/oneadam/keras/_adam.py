@@ -146,6 +146,7 @@ class Adam(keras.optimizers.Optimizer):
         own = self._own
         if not own.is_made:
             return  # Keras's own way to keep what it is made with
+        self._check_within_reach()
         before = getattr(own.hyperparameters, name)
         changed = dataclasses.replace(own.hyperparameters, **{name: value})
         after = getattr(changed, name)
@@ -159,8 +160,16 @@ class Adam(keras.optimizers.Optimizer):
         if own.run is not None:
             _rows.check_trained(changed, own.run.rows)
             own.run.hyperparameters = changed
-            own.numbers.assign(_run.numbers_of(changed))
+            own.numbers.assign(_run.numbers_of(changed, own.numbers.shape[0]))
         own.hyperparameters = changed
+
+    def _check_within_reach(self) -> None:
+        """Refuse what would be lost where JAX's `fit` has taken the state out of the variables."""
+        if _rows.backend_name() == "jax" and self.built and self._own.numbers._value is None:
+            raise RuntimeError(
+                "arguments must be assigned when the optimizer has its state, received one while"
+                " fit has it; in a callback, go through self.model.optimizer, which fetches it"
+            )
 
     @property
     def learning_rate(self) -> Any:
@@ -173,28 +182,45 @@ class Adam(keras.optimizers.Optimizer):
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         if isinstance(value, keras.Variable) or ops.is_tensor(value):
+            self._check_within_reach()
             if isinstance(self._learning_rate, keras.Variable):
                 self._learning_rate.assign(value)  # which also a step may do
                 return
             value = float(_rows.fetched(value))
         own = self._own
+        self._check_within_reach()
+        before = own.hyperparameters.learning_rate
         changed = dataclasses.replace(own.hyperparameters, learning_rate=value)
-        is_alike = _kind(changed.learning_rate) == _kind(own.hyperparameters.learning_rate)
-        own.hyperparameters = changed
         rate = changed.learning_rate
-        if isinstance(rate, float):
-            if isinstance(self._learning_rate, keras.Variable):
-                self._learning_rate.assign(rate)
-            else:
-                self._learning_rate_in_a_variable(rate)
-        else:
+        if own.run is not None and _kind(rate) != _kind(before):
+            assert own.engine is not None
+            own.engine.check_rate(rate)
+            own.run.hyperparameters = own.hyperparameters = changed
+            if _rows.backend_name() == "jax":
+                self._have_steps_compiled_anew()
+        own.hyperparameters = changed
+        if own.run is not None:
+            own.run.hyperparameters = changed
+            own.rate.assign(rate if isinstance(rate, float) else _run.NO_RATE)
+            self._learning_rate = own.rate if isinstance(rate, float) else rate
+        elif not isinstance(rate, float):
             if isinstance(self._learning_rate, keras.Variable):
                 self._untrack_variable(self._learning_rate)
             self._learning_rate = rate
-        if own.run is not None and is_alike:
-            own.run.hyperparameters = changed
-        elif self.built:
-            self._start()
+        elif isinstance(self._learning_rate, keras.Variable):
+            self._learning_rate.assign(rate)
+        else:
+            self._learning_rate_in_a_variable(rate)
+
+    def _have_steps_compiled_anew(self) -> None:
+        """Exchange the numbers for a longer vector, which steps compiled by JAX do not fit."""
+        own = self._own
+        place = next(n for n, variable in enumerate(self._variables) if variable is own.numbers)
+        length = own.numbers.shape[0] + 1
+        self._untrack_variable(own.numbers)
+        own.numbers = self._numbers(length)
+        self._variables.insert(place, self._variables.pop())
+        self._start()
 
     def _get_current_learning_rate(self) -> Any:
         rate = self._learning_rate
@@ -236,8 +262,11 @@ class Adam(keras.optimizers.Optimizer):
             self._variable,
             self._variable_beside,
         )
-        numbers = _run.numbers_of(own.hyperparameters)
-        own.numbers = self._variable(numbers.shape, _number_dtype(), "numbers", numbers)
+        own.numbers = self._numbers()
+        own.rate = self._learning_rate
+        if not isinstance(own.rate, keras.Variable):
+            # For a number that may be assigned when steps are compiled.
+            own.rate = self._variable((), _number_dtype(), "learning_rate", _run.NO_RATE)
         own.accumulators = {
             self._var_key(variable): self._variable_beside(
                 variable, _rows.dtype_of(variable), _state.ACCUMULATOR
@@ -287,14 +316,16 @@ class Adam(keras.optimizers.Optimizer):
             ],
             slots=own.slots,
             calls=self._iterations,
-            learning_rate=self._learning_rate
-            if isinstance(self._learning_rate, keras.Variable)
-            else None,
+            learning_rate=own.rate,
             numbers=own.numbers,
             loss_scale=own.loss_scale,
         )
         backend = import_module(f"oneadam.keras._{_rows.backend_name()}")
         own.engine = backend.Engine(own.run)
+
+    def _numbers(self, length: int | None = None) -> Variable:
+        numbers = _run.numbers_of(self._own.hyperparameters, length)
+        return self._variable(numbers.shape, _number_dtype(), "numbers", numbers)
 
     def _variable(
         self, shape: tuple[int, ...], dtype: str, name: str, value: Any = None
@@ -886,6 +917,8 @@ class _Own:
         self.short_names: dict[int, str] = {}
         """Of the variables beside others, without the paths of these."""
         self.numbers: Variable = None
+        self.rate: Variable = None
+        """The learning rate, or `NO_RATE`."""
         self.accumulators: dict[Any, Variable] = {}
         """Of variables that are overwritten, by their keys."""
         self.run: Run | None = None

@@ -23,8 +23,9 @@ def kept(optimizer: Adam) -> dict[str, Variable]:
 
     Paths are no names for it: a model that is loaded has others than when it was saved.
     """
-    before, short = first(optimizer), optimizer._own.short_names
-    behind = {id(variable) for variable in (*before, optimizer._own.numbers)}
+    own, before = optimizer._own, first(optimizer)
+    short = own.short_names
+    behind = {id(variable) for variable in (*before, own.numbers, own.rate)}
     every = [*before, *(v for v in optimizer.variables if id(v) not in behind)]
     return {f"{place}_{short.get(id(v), v.name)}": v for place, v in enumerate(every)}
 
@@ -57,17 +58,25 @@ def adopt(optimizer: Adam, values: Mapping[str, Any]) -> None:
 
 def write_numbers(optimizer: Adam) -> None:
     """Have compiled code see the arguments, whatever was loaded into its variable."""
-    optimizer._own.numbers.assign(_run.numbers_of(optimizer._own.hyperparameters))
+    own = optimizer._own
+    own.numbers.assign(_run.numbers_of(own.hyperparameters, own.numbers.shape[0]))
+    if callable(own.hyperparameters.learning_rate):
+        own.rate.assign(_run.NO_RATE)
 
 
 def adopt_list(optimizer: Adam, variables: Sequence[Variable], weights: Sequence[Any]) -> None:
-    for variable, weight in zip(variables, weights, strict=True):
+    pairs = [
+        (variable, weight)
+        for variable, weight in zip(variables, weights, strict=True)
+        if variable is not optimizer._own.numbers
+    ]
+    for variable, weight in pairs:
         if tuple(variable.shape) != weight.shape:
             raise ValueError(
                 f"Optimizer variable {variable.path} has shape {tuple(variable.shape)} not"
                 f" compatible with provided weight shape {weight.shape}."
             )
-    for variable, weight in zip(variables, weights, strict=True):
+    for variable, weight in pairs:
         variable.assign(weight)
     write_numbers(optimizer)
 

@@ -68,6 +68,9 @@ class Engine:
         """Close the open accumulation window, if there is one."""
         self._adopt(self._closed(self._values()))
 
+    def check_rate(self, rate: Any) -> None:
+        """Refuse nothing, for numbers of another length have steps compiled anew."""
+
     def _values(self) -> Values:
         values: Values = jax.tree.map(lambda variable: variable.value, self._variables)
         return values
@@ -118,7 +121,7 @@ class Engine:
         numbers = named(list(_real(values["numbers"])))
         rate = values["learning_rate"]
         rates = Rates(
-            _numbers.number(0.0) if rate is None else _real(rate),
+            _real(rate),
             numbers["beta_1"],
             numbers["beta_2"],
         )

@@ -27,6 +27,9 @@ NUMBERS = (
 )
 BETAS = ("beta_1", "beta_2")
 
+NO_RATE = -1.0
+"""What the variable of the learning rate holds where that is no number."""
+
 
 class Overwritten(NamedTuple):
     """A variable that takes its gradient as its value."""
@@ -51,10 +54,10 @@ class Run:
     slots: Slots
     calls: Variable
     """The counter of finished calls."""
-    learning_rate: Variable | None
-    """None where a schedule or a function decides."""
+    learning_rate: Variable
+    """`NO_RATE` where a schedule or a function decides."""
     numbers: Variable
-    """A vector, for compiled code to see changes."""
+    """A vector, for compiled code to see changes; more may stand behind what is named."""
     loss_scale: Variable | None = None
     """What a dynamic loss scale divides gradients by."""
 
@@ -78,15 +81,24 @@ class Engine(Protocol):
     def flush(self) -> None:
         """Close the open accumulation window, if there is one."""
 
+    def check_rate(self, rate: Any) -> None:
+        """Refuse a learning rate of another kind that compiled steps could not take up."""
 
-def numbers_of(hyperparameters: Hyperparameters) -> np.ndarray[Any, Any]:
-    """Return the numbers that compiled code reads from a variable; 0 for None and functions."""
+
+def numbers_of(hyperparameters: Hyperparameters, length: int | None = None) -> np.ndarray[Any, Any]:
+    """Return the numbers that compiled code reads from a variable; 0 for None and functions.
+
+    Args:
+        hyperparameters: the optimizer's.
+        length: of a longer vector, with zeros behind.
+    """
     h = hyperparameters
     plain = [getattr(h, name) or 0.0 for name in NUMBERS]
     betas = [getattr(h, name) for name in BETAS]
     weights = [_plan.weights(0.0 if callable(beta) else beta) for beta in betas]
     # The logarithm of zero is infinite, and fits into every dtype.
-    return np.array([*plain, *weights[0], *weights[1]])
+    numbers = np.array([*plain, *weights[0], *weights[1]])
+    return np.append(numbers, np.zeros((length or numbers.size) - numbers.size))
 
 
 def named(numbers: Sequence[Any]) -> Mapping[str, Any]:

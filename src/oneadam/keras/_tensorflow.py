@@ -7,6 +7,8 @@ is done where all replicas meet: each update runs on the device of the variable'
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
@@ -43,18 +45,48 @@ class Engine:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._traced: list[tuple[weakref.ref[Any], Any]] = []
+        """Graphs that have steps, and the learning rates that these were traced with."""
 
     @_as_it_is
     def take(self, grads: Sequence[Tensor | None], raw: Sequence[Tensor | None]) -> None:
         """Take one call: update the variables, or accumulate."""
+        self._note_graph()
         self._where_replicas_meet(self._taken, [_dense(g) for g in grads], list(raw))
 
     @_as_it_is
     def flush(self) -> None:
         """Close the open accumulation window, if there is one."""
+        self._note_graph()
         none: list[Tensor | None] = [None] * len(self._run.rows)
         raw: list[Tensor | None] = [None] * len(self._run.overwritten)
         self._where_replicas_meet(self._flushed, none, raw)
+
+    def _note_graph(self) -> None:
+        if not tf.executing_eagerly():
+            graph = weakref.ref(tf.compat.v1.get_default_graph())
+            self._traced.append((graph, self._run.hyperparameters.learning_rate))
+
+    def check_rate(self, rate: Any) -> None:
+        """Refuse a learning rate of another kind that compiled steps could not take up.
+
+        Raises:
+            ValueError: the rate is a schedule or a function, and steps are compiled with another.
+        """
+        if not callable(rate) or not self._is_traced_otherwise(rate):
+            return
+        gc.collect()  # what nobody can call any more is found only then
+        if self._is_traced_otherwise(rate):
+            raise ValueError(
+                "learning_rate must not become another schedule or function while TensorFlow has"
+                f" steps that are compiled without it, received {rate!r}; have them compiled anew"
+                " first (model.compile(optimizer=model.optimizer, ...), or another tf.function),"
+                " or assign a number"
+            )
+
+    def _is_traced_otherwise(self, rate: Any) -> bool:
+        self._traced = [traced for traced in self._traced if traced[0]() is not None]
+        return any(traced_with is not rate for _, traced_with in self._traced)
 
     def _where_replicas_meet(
         self,
@@ -169,16 +201,18 @@ class _Call:
         """Return the rates of this call, in float64; of betas that are numbers, the weights."""
         h, run = self.run.hyperparameters, self.run
         found: dict[str, Any] = {name: self._numbers[name] for name in BETAS}
-        if run.learning_rate is not None:
-            found["learning_rate"] = tf.cast(self.read(run.learning_rate), tf.float64)
+        assigned = tf.cast(self.read(run.learning_rate), tf.float64)
+        if not callable(h.learning_rate):
+            found["learning_rate"] = assigned
         elif h.takes_calls:
-            found["learning_rate"] = tf.cast(_scheduled(h, self.read(run.calls)), tf.float64)
+            rate = tf.cast(_scheduled(h, self.read(run.calls)), tf.float64)
+            found["learning_rate"] = tf.where(assigned >= 0, assigned, rate)
         asked = [
             name
             for name in Rates._fields
             if callable(getattr(h, name)) and not (name == "learning_rate" and h.takes_calls)
         ]
-        found |= zip(asked, _asked(h, asked), strict=True)
+        found |= zip(asked, _asked(h, asked, assigned), strict=True)
         return Rates(**found)
 
     def is_finite(self) -> Tensor:
@@ -430,21 +464,29 @@ def _scheduled(h: hyper.Hyperparameters, calls: Tensor) -> Tensor:
     return schedule(_rows.step(calls))
 
 
-def _asked(h: hyper.Hyperparameters, names: list[str]) -> list[Any]:
-    """Return what functions without arguments answer when the step runs."""
+def _asked(h: hyper.Hyperparameters, names: list[str], assigned: Tensor) -> list[Any]:
+    """Return what functions without arguments answer when the step runs.
+
+    Args:
+        h: the arguments.
+        names: of the functions among them.
+        assigned: a learning rate that stands in the place of its function, if not negative.
+    """
     if not names:
         return []
     if h.takes_calls:
         h = dataclasses.replace(h, learning_rate=0.0)
 
-    def ask() -> list[float]:
-        answers = hyper.now(h, 0)._asdict()
+    def ask(assigned: Tensor) -> list[float]:
+        rate = float(assigned)
+        now = h if rate < 0 else dataclasses.replace(h, learning_rate=rate)
+        answers = hyper.now(now, 0)._asdict()
         return [answers[name] for name in names]
 
     if tf.executing_eagerly():
-        answers = [tf.constant(answer, tf.float64) for answer in ask()]
+        answers = [tf.constant(answer, tf.float64) for answer in ask(assigned)]
     else:
-        answers = tf.py_function(ask, [], [tf.float64] * len(names), name=ASKING)
+        answers = tf.py_function(ask, [assigned], [tf.float64] * len(names), name=ASKING)
         answers = [tf.ensure_shape(answer, ()) for answer in answers]
     return [
         _plan.weights(answer, xp) if name in BETAS else answer

@@ -58,6 +58,9 @@ class Engine:
             none = [None] * len(self._run.rows)
             self._act(none, [None] * len(self._run.overwritten), _plan.plan_flush)
 
+    def check_rate(self, rate: Any) -> None:
+        """Refuse nothing, for nothing is compiled."""
+
     @torch.no_grad()
     def _act(self, grads: list[Any], raw: list[Any], plan: Plan) -> None:
         run = self._run
@@ -127,10 +130,8 @@ class _Tensors:
             if field.name != "arrays"
         }
         self._calls = _for_host(tensor_of(run.calls))
-        self._rate, self._scale = (
-            None if variable is None else _for_host(tensor_of(variable))
-            for variable in (run.learning_rate, run.loss_scale)
-        )
+        self._rate = _for_host(tensor_of(run.learning_rate))
+        self._scale = None if run.loss_scale is None else _for_host(tensor_of(run.loss_scale))
         self._overwritten: list[tuple[Any, ...]] = [
             tuple(None if variable is None else tensor_of(variable) for variable in pair)
             for pair in run.overwritten
@@ -228,7 +229,7 @@ class _Tensors:
     def _as_it_is(self) -> Hyperparameters:
         """Return the arguments with the learning rate that the variable has now."""
         h = self._run.hyperparameters
-        if self._rate is None:
+        if callable(h.learning_rate):
             return h
         rate = float(self._rate)
         if rate == h.learning_rate:

@@ -1,0 +1,199 @@
+"""A learning rate of another kind is taken up at the next call, also in steps compiled already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from oneadam.keras import Adam, LossScaleOptimizer
+from oneadam.schedules import PolynomialDecay
+
+BACKEND = keras.backend.backend()
+TENSORFLOW = BACKEND == "tensorflow"
+# JAX's own steps outside of `fit` are compiled as well; those inside of it are enough here.
+WAYS = {"torch": [False], "jax": [True], "tensorflow": [False, True]}[BACKEND]
+COMPILED = pytest.mark.parametrize("compiled", WAYS)
+
+
+class Halving(keras.optimizers.schedules.LearningRateSchedule):
+    """As Keras has them: 0.5, 0.25, ..."""
+
+    def __call__(self, step: Any) -> Any:
+        return ops.power(0.5, ops.cast(step, "float32") + 1)
+
+
+def constant(rate: float) -> PolynomialDecay:
+    return PolynomialDecay(rate, 100, rate)
+
+
+def model(optimizer: Any, **options: Any) -> Any:
+    layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+    trained = keras.Sequential([keras.Input((1,)), layer])
+    trained.compile(optimizer=optimizer, loss="mean_absolute_error", **options)
+    return trained
+
+
+def near(distance: float) -> Any:
+    return pytest.approx(distance, rel=1e-4)
+
+
+def stepped(trained: Any, count: int = 1, **options: Any) -> float:
+    """How far each of some steps of `fit` has taken the weight, on which the gradient is 1."""
+    before = ops.convert_to_numpy(trained.trainable_variables[0])
+    ones, low = np.ones((count, 1), np.float32), np.full((count, 1), -100, np.float32)
+    trained.fit(ones, low, batch_size=1, verbose=0, **options)
+    after = ops.convert_to_numpy(trained.trainable_variables[0])
+    return float((before - after)[0, 0])
+
+
+def assigned(trained: Any, rate: Any) -> None:
+    """Assign a schedule or function, where it must be after steps were dropped."""
+    if TENSORFLOW:
+        with pytest.raises(ValueError, match="learning_rate must not become another"):
+            trained.optimizer.learning_rate = rate
+        trained.compile(
+            optimizer=trained.optimizer, loss=trained.loss, jit_compile=trained.jit_compile
+        )
+    trained.optimizer.learning_rate = rate
+
+
+@COMPILED
+def test_numbers_and_schedules_take_turns(compiled: bool) -> None:
+    trained = model(Adam(constant(0.5)), jit_compile=compiled)
+    optimizer = trained.optimizer
+    assert stepped(trained) == near(0.5)
+    names = [variable.path for variable in optimizer.variables]
+    optimizer.learning_rate = 0.25
+    assert stepped(trained) == near(0.25)
+    optimizer.learning_rate = 0.125
+    assert stepped(trained) == near(0.125)
+    optimizer.learning_rate.assign(0.0625)
+    assert stepped(trained) == near(0.0625)
+    assigned(trained, constant(1.0))
+    assert stepped(trained) == near(1.0)
+    optimizer.learning_rate = 0.25
+    assert stepped(trained) == near(0.25)
+    assert float(ops.convert_to_numpy(optimizer.learning_rate)) == 0.25
+    assert [variable.path for variable in optimizer.variables] == names
+    assert optimizer.calls == 6
+
+
+def test_a_schedule_that_steps_were_compiled_with_may_come_back() -> None:
+    schedule = constant(0.5)
+    trained = model(Adam(schedule))
+    stepped(trained)
+    trained.optimizer.learning_rate = 0.25
+    assert stepped(trained) == near(0.25)
+    trained.optimizer.learning_rate = schedule
+    assert stepped(trained) == near(0.5)
+
+
+@pytest.mark.parametrize("compiled", WAYS[:1])
+def test_functions_and_numbers_take_turns(compiled: bool) -> None:
+    asked: list[float] = []
+
+    def ask() -> float:
+        asked.append(0.5)
+        return 0.5
+
+    trained = model(Adam(ask, beta_1=lambda: 0.9), jit_compile=compiled)
+    assert stepped(trained, 2) == near(1.0)
+    assert len(asked) == 2
+    trained.optimizer.learning_rate = 0.25
+    count = len(asked)
+    assert stepped(trained) == near(0.25)
+    assert len(asked) == count
+    assigned(trained, lambda: 0.125)
+    assert stepped(trained) == near(0.125)
+
+
+@pytest.mark.parametrize("compiled", WAYS[-1:])
+def test_the_scheduler_of_keras_overrules_a_schedule(compiled: bool) -> None:
+    trained = model(Adam(Halving()), jit_compile=compiled)
+    assert stepped(trained, 2) == near(0.75)
+    scheduler = keras.callbacks.LearningRateScheduler(lambda epoch: 0.25 / (epoch + 1))
+    assert stepped(trained, 2, epochs=2, callbacks=[scheduler]) == near(0.75)
+
+
+@pytest.mark.parametrize("compiled", WAYS[-1:])
+def test_in_the_middle_of_an_epoch(compiled: bool) -> None:
+    class Change(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.model.optimizer.learning_rate = [0.25, 0.125, 0.5][batch]
+
+    trained = model(Adam(constant(1.0)), jit_compile=compiled)
+    assert stepped(trained, 3, callbacks=[Change()]) == near(1.375)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="others leave the state with the optimizer")
+@pytest.mark.parametrize(
+    "change", [("learning_rate", 0.5), ("learning_rate", constant(0.5)), ("weight_decay", 0.2)]
+)
+def test_what_fit_would_lose_is_refused(change: tuple[str, Any]) -> None:
+    optimizer = Adam(weight_decay=0.1)
+
+    class Change(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            setattr(optimizer, *change)
+
+    with pytest.raises(RuntimeError, match=r"go through self\.model\.optimizer"):
+        stepped(model(optimizer), callbacks=[Change()])
+
+
+def test_through_a_loss_scale() -> None:
+    trained = model(LossScaleOptimizer(Adam(constant(0.5))))
+    assert stepped(trained) == near(0.5)
+    trained.optimizer.learning_rate = 0.25
+    assert stepped(trained) == near(0.25)
+
+
+def test_calls_outside_of_fit() -> None:
+    variable = keras.Variable(np.ones(1, np.float32))
+    optimizer = Adam(0.5)
+    found = []
+    for rate in (0.5, constant(0.25), 0.125, lambda: 0.0625, Halving(), 0.5):
+        optimizer.learning_rate = rate
+        before = ops.convert_to_numpy(variable.value)[0]
+        optimizer.apply([ops.ones((1,))], [variable])
+        found.append(before - ops.convert_to_numpy(variable.value)[0])
+    assert found == pytest.approx([0.5, 0.25, 0.125, 0.0625, 0.5**5, 0.5], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("first", "last"), [(0.5, constant(0.25)), (constant(0.5), 0.25)], ids=["schedule", "number"]
+)
+def test_what_is_saved_has_the_last_kind(first: Any, last: Any, tmp_path: Path) -> None:
+    trained = model(Adam(first))
+    if callable(last) and TENSORFLOW:
+        trained.optimizer.build(trained.trainable_variables)
+    else:
+        stepped(trained)
+    trained.optimizer.learning_rate = last
+    trained.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    for one in (trained, again):
+        assert stepped(one) == near(0.25)
+    assert (
+        again.optimizer.get_config()["learning_rate"]
+        == trained.optimizer.get_config()["learning_rate"]
+    )
+
+
+def test_weights_go_to_an_optimizer_whose_steps_were_compiled_anew() -> None:
+    one, other = Adam(constant(0.5)), Adam(constant(0.5))
+    variables = [keras.Variable(np.ones(1, np.float32)) for _ in range(2)]
+    for optimizer, variable in zip((one, other), variables, strict=True):
+        optimizer.apply([ops.ones((1,))], [variable])
+    one.learning_rate = constant(0.25)
+    one.set_weights(other.variables)
+    other.set_weights(one.variables)
+    for optimizer, rate in ((one, 0.25), (other, 0.5)):
+        assert float(ops.convert_to_numpy(optimizer.learning_rate)) == rate
+        optimizer.apply([ops.ones((1,))])
+    values = [ops.convert_to_numpy(variable.value)[0] for variable in variables]
+    assert values == pytest.approx([0.25, 0.0], abs=1e-4)
