@@ -22,7 +22,7 @@ from oneadam._messages import listed
 from oneadam._plan import Counters
 from oneadam._saved_state import Axes
 from oneadam._warnings import warn
-from oneadam.keras import _averages, _files, _rows, _run, _saved, _slots
+from oneadam.keras import _averages, _exemptions, _files, _rows, _run, _saved, _slots
 from oneadam.keras._run import Engine, Overwritten, Run
 from oneadam.schedules import LearningRateSchedule
 
@@ -252,7 +252,10 @@ class Adam(keras.optimizers.Optimizer):
             )
         trained = [variable for variable in variables if not _rows.is_overwritten(variable)]
         _rows.check_trained(own.hyperparameters, trained)
-        _state.check_distinct(self.name, dict.fromkeys(_rows.names_of(variables)))
+        names = _rows.names_of(variables)
+        _state.check_distinct(self.name, dict.fromkeys(names))
+        paths = dict(zip(names, map(_rows.name_of, variables), strict=True))
+        own.exclusions = _exemptions.resolved(own.exclusions, own.exempted, paths)
         own.variables = variables
         own.slots = _slots.made(
             own.hyperparameters,
@@ -586,7 +589,7 @@ class Adam(keras.optimizers.Optimizer):
         """Exempt variables from weight decay; to be called before the optimizer is built.
 
         Args:
-            var_list: variables, or their exact names.
+            var_list: variables, or their exact names; the build raises where a name is of none.
             var_names: parts of names (paths such as `dense/bias`), or compiled regular
                 expressions that names are searched for.
 
@@ -605,10 +608,11 @@ class Adam(keras.optimizers.Optimizer):
                 raise TypeError(
                     _messages.excluded_no_variable(entry, "[layer.bias, 'dense/kernel']")
                 )
+        names = [entry for entry in given if isinstance(entry, str)]
         self._own.exclusions = self._own.exclusions.extended(
-            names=[entry for entry in given if isinstance(entry, str)],
-            var_names=() if var_names is None else var_names,
+            names=names, var_names=() if var_names is None else var_names
         )
+        self._own.exempted |= set(names)
         self._own.excluded += [entry for entry in given if not isinstance(entry, str)]
 
     def finalize_variable_values(self, var_list: Iterable[Variable]) -> None:
@@ -818,7 +822,10 @@ class Adam(keras.optimizers.Optimizer):
             )
         else:
             written = keras.saving.serialize_keras_object(rate)
-        config = _configuration.to_config(h, self._own.exclusions)
+        exclusions = self._own.exclusions
+        if not self.built:
+            exclusions = exclusions.extended(names=map(_rows.name_of, self._own.excluded))
+        config = _configuration.to_config(h, exclusions)
         return config if written is None else config | {"learning_rate": written}
 
     def _rate_as_given(self) -> float:
@@ -904,6 +911,8 @@ class _Own:
         self.hyperparameters = hyperparameters
         self.is_made = False
         self.exclusions = Exclusions()
+        self.exempted: set[str] = set()
+        """Exact names that were given here, not by a configuration."""
         self.excluded: list[Variable] = []
         """Exempt from weight decay; their names are known once the optimizer is built."""
         self.variables: list[Variable] = []
