@@ -38,6 +38,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         dynamic_growth_steps: int >= 1.
         name: None or non-empty str; None makes one up, as Keras does.
         minimum_scale: number from 2**-126 to 2**127.
+        options: only what Keras's wrapper takes for the sake of old code, such as `dynamic=True`.
 
     Raises:
         TypeError, ValueError: an argument is of another kind or outside its range.
@@ -62,6 +63,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         name: str | None = None,
         *,
         minimum_scale: Any = 1.0,
+        **options: Any,
     ) -> None:
         if not isinstance(inner_optimizer, Adam):
             raise TypeError(
@@ -72,7 +74,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         _loss_scale.check_inner(inner_optimizer.loss_scale_factor)
         settings = _loss_scale.settings(initial_scale, dynamic_growth_steps, minimum_scale)
         super().__init__(
-            inner_optimizer, settings.initial_scale, settings.dynamic_growth_steps, name=name
+            inner_optimizer,
+            settings.initial_scale,
+            settings.dynamic_growth_steps,
+            name=name,
+            **options,
         )
         self.minimum_scale = settings.minimum_scale
         self._pending: Mapping[str, Any] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import keras
@@ -67,7 +68,10 @@ def check_trained(hyperparameters: Hyperparameters, variables: Sequence[Variable
 
 def checked_gradient(variable: Variable, grad: Any) -> Any:
     """Return a gradient as a tensor, having refused what does not fit its variable."""
-    tensor = grad if hasattr(grad, "dtype") and ops.is_tensor(grad) else _as_tensor(grad)
+    # Keras calls sparse arrays of JAX and slices of TensorFlow tensors too.
+    is_sparse = hasattr(grad, "todense") or hasattr(grad, "dense_shape")
+    is_dense = not is_sparse and hasattr(grad, "dtype") and ops.is_tensor(grad)
+    tensor = grad if is_dense else _as_tensor(grad)
     if dtype_of(tensor) not in FLOATS and not is_overwritten(variable):
         raise TypeError(
             f"grads must have a real floating dtype, received {dtype_of(tensor)} for"
@@ -87,6 +91,8 @@ def checked_gradient(variable: Variable, grad: Any) -> Any:
 
 def _as_tensor(grad: Any) -> Any:
     """Return what is no dense tensor as one; what has repeated indices is added up."""
+    if hasattr(grad, "dense_shape") and backend_name() == "tensorflow":
+        return import_module("tensorflow").convert_to_tensor(grad)
     return ops.convert_to_tensor(grad, sparse=False)
 
 
