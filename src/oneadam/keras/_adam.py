@@ -106,8 +106,11 @@ class Adam(keras.optimizers.Optimizer):
         on_nonfinite: str = "propagate",
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__", "name")}
-        if isinstance(learning_rate, keras.Variable):
-            given["learning_rate"] = float(_rows.fetched(learning_rate))
+        given |= {
+            name: float(_rows.fetched(value))
+            for name, value in given.items()
+            if isinstance(value, keras.Variable)
+        }
         h = Hyperparameters(**given, name="adam" if name is None else name)
         if h.on_nonfinite == "raise" and _rows.backend_name() != "torch":
             raise ValueError(
@@ -470,13 +473,7 @@ class Adam(keras.optimizers.Optimizer):
                 optimizer_variables, grads, trainable_variables
             )
             return result
-        mine = self.variables
-        mapping = [*zip(some, trainable_variables, strict=True),
-                   *zip(mine, optimizer_variables, strict=True)]  # fmt: skip
-        with keras.StatelessScope(state_mapping=mapping) as scope:
-            self.apply(grads, some)
-        found = [list(map(scope.get_current_value, part)) for part in (some, mine)]
-        return found[0], found[1]
+        return stateless(self, some, optimizer_variables, grads, trainable_variables)
 
     def scale_loss(self, loss: Any) -> Any:
         """Return the loss times `loss_scale_factor`, to take the gradients of."""
@@ -902,6 +899,23 @@ class Adam(keras.optimizers.Optimizer):
         optimizer = cls(**arguments, name=name)
         optimizer._own.exclusions = exclusions
         return optimizer
+
+
+def stateless(
+    optimizer: Any,
+    some: Sequence[Variable],
+    optimizer_variables: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    trainable_variables: Sequence[Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return values after a call on some of an optimizer's variables, and change none."""
+    mine = optimizer.variables
+    mapping = [*zip(some, trainable_variables, strict=True),
+               *zip(mine, optimizer_variables, strict=True)]  # fmt: skip
+    with keras.StatelessScope(state_mapping=mapping) as scope:
+        optimizer.apply(grads, some)
+    found = [list(map(scope.get_current_value, part)) for part in (some, mine)]
+    return found[0], found[1]
 
 
 class _Own:

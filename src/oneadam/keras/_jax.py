@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from oneadam import _state
 from oneadam._exclusions import Exclusions
@@ -72,8 +73,23 @@ class Engine:
         """Refuse nothing, for numbers of another length have steps compiled anew."""
 
     def _values(self) -> Values:
-        values: Values = jax.tree.map(lambda variable: variable.value, self._variables)
+        values: Values = jax.tree.map(self._value, self._variables)
         return values
+
+    def _value(self, variable: Variable) -> Any:
+        """Return the value of a variable, or zeros for a frozen one whose value `fit` has."""
+        scope = get_stateless_scope()
+        if variable._value is not None or (
+            scope is not None and scope.get_current_value(variable) is not None
+        ):
+            return variable.value
+        if self._run.hyperparameters.use_ema:
+            raise ValueError(
+                "use_ema must be False where fit freezes variables of a built optimizer, for JAX's"
+                f" fit does not hand over {variable.path}, which is to be averaged too; make"
+                " another optimizer for the variables that are not frozen"
+            )
+        return jnp.zeros(variable.shape, variable.dtype)
 
     def _adopt(self, values: Values) -> None:
         jax.tree.map(lambda variable, value: variable.assign(value), self._variables, values)
