@@ -103,7 +103,11 @@ def backend_name() -> str:
 
 def fetched(value: Any) -> np.ndarray[Any, Any]:
     """Return what a variable or tensor holds as an array of NumPy."""
-    array: np.ndarray[Any, Any] = ops.convert_to_numpy(own(value))
+    found = own(value)
+    if hasattr(found, "read_value"):
+        # A variable of TensorFlow, which NumPy cannot read where it has several copies.
+        found = found.read_value()
+    array: np.ndarray[Any, Any] = ops.convert_to_numpy(found)
     return array
 
 
