@@ -10,6 +10,7 @@ import dataclasses
 import gc
 import weakref
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
@@ -98,13 +99,13 @@ class Engine:
         if context is None or not tf.distribute.has_strategy():
             act(_Call(self._run, _Here(), grads, raw))
             return
-        sums = _reduced(context, tf.distribute.ReduceOp.SUM, grads)
-        means = _reduced(context, tf.distribute.ReduceOp.MEAN, raw)
+        sums = _summed(context, grads)
+        largest = [None if tensor is None else _largest(context, tensor) for tensor in raw]
 
         def met(strategy: Any, grads: Any, raw: Any) -> None:
             act(_Call(self._run, _Everywhere(strategy), grads, raw))
 
-        context.merge_call(met, args=(sums, means))
+        context.merge_call(met, args=(sums, largest))
 
     def _taken(self, call: _Call) -> None:
         run, slots = call.run, call.run.slots
@@ -415,11 +416,17 @@ def _dense(grad: Tensor | None) -> Tensor | None:
     return tf.convert_to_tensor(grad) if isinstance(grad, tf.IndexedSlices) else grad
 
 
-def _reduced(context: Any, how: Any, tensors: list[Tensor | None]) -> list[Tensor | None]:
-    """Return tensors reduced over all replicas."""
+def _summed(context: Any, tensors: list[Tensor | None]) -> list[Tensor | None]:
+    """Return the sums of tensors over all replicas."""
     given = [tensor for tensor in tensors if tensor is not None]
-    reduced = iter(context.all_reduce(how, given) if given else ())
-    return [None if tensor is None else next(reduced) for tensor in tensors]
+    sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, given) if given else ())
+    return [None if tensor is None else next(sums) for tensor in tensors]
+
+
+def _largest(context: Any, tensor: Tensor) -> Tensor:
+    """Return the largest of what each replica has, as over the calls of a window."""
+    every = context.all_gather(tensor[None], 0)
+    return reduce(xp.maximum, tf.unstack(every, context.num_replicas_in_sync))
 
 
 def _if(condition: Tensor, act: Callable[[], None], other: Callable[[], None]) -> None:
