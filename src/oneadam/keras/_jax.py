@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
@@ -92,7 +93,7 @@ class Engine:
         return jnp.zeros(variable.shape, variable.dtype)
 
     def _adopt(self, values: Values) -> None:
-        jax.tree.map(lambda variable, value: variable.assign(value), self._variables, values)
+        jax.tree.map(_set, self._variables, values)
 
     def _take(self, grads: list[Any], raw: list[Any], values: Values) -> Values:
         adam, state, rows = self._adam(values), self._state(values), values["rows"]
@@ -215,6 +216,14 @@ _ARRAYS = (
     _state.AVERAGE,
     _state.ACCUMULATOR,
 )
+
+
+def _set(variable: Variable, value: Any) -> None:
+    layout = getattr(variable, "_layout", None)
+    if layout is not None:
+        # In a step that somebody else compiles XLA would choose how it lies.
+        value = keras.distribution.distribute_tensor(value, layout)
+    variable.assign(value)
 
 
 class _Quiet(Adam):
