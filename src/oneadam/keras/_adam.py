@@ -149,7 +149,7 @@ class Adam(keras.optimizers.Optimizer):
         own = self._own
         if not own.is_made:
             return  # Keras's own way to keep what it is made with
-        self._check_within_reach()
+        _rows.check_at_hand(self._iterations)
         before = getattr(own.hyperparameters, name)
         changed = dataclasses.replace(own.hyperparameters, **{name: value})
         after = getattr(changed, name)
@@ -166,14 +166,6 @@ class Adam(keras.optimizers.Optimizer):
             own.numbers.assign(_run.numbers_of(changed, own.numbers.shape[0]))
         own.hyperparameters = changed
 
-    def _check_within_reach(self) -> None:
-        """Refuse what would be lost where JAX's `fit` has taken the state out of the variables."""
-        if _rows.backend_name() == "jax" and self.built and self._own.numbers._value is None:
-            raise RuntimeError(
-                "arguments must be assigned when the optimizer has its state, received one while"
-                " fit has it; in a callback, go through self.model.optimizer, which fetches it"
-            )
-
     @property
     def learning_rate(self) -> Any:
         """The learning rate of the next call: a variable, or what a schedule or function says.
@@ -184,14 +176,13 @@ class Adam(keras.optimizers.Optimizer):
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
+        _rows.check_at_hand(self._iterations)
         if isinstance(value, keras.Variable) or ops.is_tensor(value):
-            self._check_within_reach()
             if isinstance(self._learning_rate, keras.Variable):
                 self._learning_rate.assign(value)  # which also a step may do
                 return
             value = float(_rows.fetched(value))
         own = self._own
-        self._check_within_reach()
         before = own.hyperparameters.learning_rate
         changed = dataclasses.replace(own.hyperparameters, learning_rate=value)
         rate = changed.learning_rate
@@ -491,6 +482,7 @@ class Adam(keras.optimizers.Optimizer):
         """
         _averages.check_trained(self)
         if self._own.engine is not None and self._accumulates():
+            _rows.check_at_hand(self._iterations)
             self._own.engine.flush()
 
     @property

@@ -22,7 +22,8 @@ Tensor = Any
 
 def finalize(optimizer: Adam, variables: Sequence[Variable]) -> None:
     """Set variables to their moving averages where they have one."""
-    if _are_elsewhere(optimizer) and sys.exc_info()[0] is not None:
+    slots = optimizer._own.slots
+    if slots.averaged._value is None and sys.exc_info()[0] is not None:
         # After an error JAX's fit comes here without its values, and the error is what to see.
         return
     for variable, average in _averages(optimizer, variables):
@@ -63,11 +64,6 @@ def _averages(optimizer: Adam, variables: Sequence[Variable]) -> list[tuple[Vari
     own = optimizer._own
     if not own.hyperparameters.use_ema or not optimizer.built:
         return []
-    if _are_elsewhere(optimizer):
-        raise RuntimeError(
-            "the values of the variables must be in them, received a call while fit holds them, as"
-            " it does on JAX; have the callback look at self.model first, which puts them back"
-        )
     if not bool(_rows.fetched(own.slots.averaged)):
         return []
     averages = optimizer._model_variables_moving_average
@@ -79,12 +75,6 @@ def _averages(optimizer: Adam, variables: Sequence[Variable]) -> list[tuple[Vari
             constraint = getattr(variable, "constraint", None)
             found.append((variable, value if constraint is None else constraint(value)))
     return found
-
-
-def _are_elsewhere(optimizer: Adam) -> bool:
-    """Return whether fit holds the values of the variables, as it does on JAX."""
-    slots = optimizer._own.slots
-    return slots is not None and slots.averaged._value is None
 
 
 def _copy(variable: Variable) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import backend, ops
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from oneadam import _hyperparameters as hyper
 from oneadam._hyperparameters import Hyperparameters
@@ -101,8 +102,19 @@ def backend_name() -> str:
     return str(backend.backend())
 
 
+def check_at_hand(variable: Variable) -> None:
+    """Refuse a variable whose value `fit` on JAX has taken away until the epoch ends."""
+    if variable._value is None and not in_stateless_scope():
+        raise RuntimeError(
+            "the optimizer's variables must be at hand, but fit on JAX holds them during an epoch;"
+            " in a callback take self.model.optimizer, for self.model has them brought back"
+        )
+
+
 def fetched(value: Any) -> np.ndarray[Any, Any]:
     """Return what a variable or tensor holds as an array of NumPy."""
+    if isinstance(value, keras.Variable):
+        check_at_hand(value)
     found = own(value)
     if hasattr(found, "read_value"):
         # A variable of TensorFlow, which NumPy cannot read where it has several copies.
