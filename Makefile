@@ -19,6 +19,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PINS := pyproject.toml constraints.txt
 
+# What JAX has compiled in one process of the tests it need not compile in another.
+test $(KERAS): export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.pytest_cache/jax
+test $(KERAS): export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
+test $(KERAS): export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
+
 .DELETE_ON_ERROR:
 .PHONY: demo demo-torch demo-jax demo-keras test $(KERAS) lint bench clean
 

@@ -195,6 +195,6 @@ def test_where_fit_holds_the_values_it_says_so(model: Any) -> None:
                 raise AssertionError
 
     optimizer, before = model.optimizer, everything(model)
-    with pytest.raises(RuntimeError, match=r"look at self\.model first"):
+    with pytest.raises(RuntimeError, match=r"take self\.model\.optimizer"):
         model.fit(*data(), batch_size=16, verbose=0, callbacks=[Blind()])
     go_back(model, before)

@@ -141,7 +141,7 @@ def test_what_fit_would_lose_is_refused(change: tuple[str, Any]) -> None:
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             setattr(optimizer, *change)
 
-    with pytest.raises(RuntimeError, match=r"go through self\.model\.optimizer"):
+    with pytest.raises(RuntimeError, match=r"take self\.model\.optimizer"):
         stepped(model(optimizer), callbacks=[Change()])
 
 
