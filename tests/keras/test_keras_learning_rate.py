@@ -145,6 +145,43 @@ def test_what_fit_would_lose_is_refused(change: tuple[str, Any]) -> None:
         stepped(model(optimizer), callbacks=[Change()])
 
 
+@pytest.mark.parametrize("is_number", [True, False])
+def test_a_file_fits_whatever_the_learning_rate_is_there(is_number: bool) -> None:
+    one, other = (model(Adam(constant(0.5))) for _ in range(2))
+    for trained in (one, other):
+        trained.optimizer.build(trained.trainable_variables)
+    stepped(one)
+    (one if is_number else other).optimizer.learning_rate = 0.25
+    kept: dict[str, Any] = {}
+    one.optimizer.save_own_variables(kept)
+    with pytest.warns(UserWarning, match="learning rate, and the optimizer goes on with its"):
+        other.optimizer.load_own_variables(kept)
+    assert other.optimizer.calls == 1
+    assert float(other.optimizer.learning_rate) == (0.5 if is_number else 0.25)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="fit holds the state on JAX only")
+@pytest.mark.parametrize("action", ["apply", "load", "set_weights"])
+def test_what_fit_would_overwrite_is_refused(action: str) -> None:
+    optimizer = Adam(0.5)
+    trained = model(optimizer)
+    stepped(trained)
+    weights = [np.asarray(variable) for variable in optimizer.variables]
+    state = optimizer.state_dict()
+
+    class Act(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if action == "apply":
+                optimizer.apply([np.ones((1, 1), np.float32)])
+            elif action == "load":
+                optimizer.load_state_dict(state)
+            else:
+                optimizer.set_weights(weights)
+
+    with pytest.raises(RuntimeError, match=r"take self\.model\.optimizer"):
+        stepped(trained, callbacks=[Act()])
+
+
 def test_through_a_loss_scale() -> None:
     trained = model(LossScaleOptimizer(Adam(constant(0.5))))
     assert stepped(trained) == near(0.5)

@@ -297,8 +297,7 @@ class Adam:
                 own_factors = next(factors)
             dtype = arrays.compute_dtype(row.param, jnp)
             scalars = _update.of_parameter(own, s, number, own_factors, decayed[number], dtype)
-            is_known = takes_part is None or row.grad is not None
-            takes = None if is_known else takes_part[number]
+            takes = None if takes_part is None else takes_part[number]
             constraint = self._constraints.get(number)
             after.append(_update.updated(own, row, scalars, takes, overwrites, constraint))
         state = _with_trees(state._replace(gradient_accumulator=None), after)._replace(

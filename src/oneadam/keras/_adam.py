@@ -355,6 +355,11 @@ class Adam(keras.optimizers.Optimizer):
 
     # Calls.
 
+    def _check_free(self) -> None:
+        """Refuse to go on where the variables do not hold what is trained."""
+        _averages.check_trained(self)
+        _rows.check_at_hand(self._iterations)
+
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Take one call: update the variables with the gradients, or accumulate these.
 
@@ -369,7 +374,7 @@ class Adam(keras.optimizers.Optimizer):
         grads = list(grads)
         if not grads:
             return
-        _averages.check_trained(self)
+        self._check_free()
         if trainable_variables is None:
             if not self.built:
                 raise ValueError(
@@ -480,9 +485,8 @@ class Adam(keras.optimizers.Optimizer):
 
         It counts as an update, not as a call. Where no window is open nothing happens.
         """
-        _averages.check_trained(self)
+        self._check_free()
         if self._own.engine is not None and self._accumulates():
-            _rows.check_at_hand(self._iterations)
             self._own.engine.flush()
 
     @property
@@ -674,7 +678,7 @@ class Adam(keras.optimizers.Optimizer):
         Returns:
             What `check` returned.
         """
-        _averages.check_trained(self)
+        self._check_free()
         run = self._built()
         restoring = _saved.restoring(run, self._as_it_is(), state, keep_learning_rate, also)
         checked = check(restoring.also)
@@ -697,7 +701,7 @@ class Adam(keras.optimizers.Optimizer):
         Raises:
             ValueError: it is of other variables; nothing has changed.
         """
-        _averages.check_trained(self)
+        self._check_free()
         values = {key: np.asarray(store[key]) for key in store.keys()}  # noqa: SIM118
         if len(values) <= len(_files.first(self)):
             if self.built and self.calls:
@@ -718,7 +722,7 @@ class Adam(keras.optimizers.Optimizer):
                 "You are calling `set_weights()` on an optimizer that has not yet been built."
                 " Please call `optimizer.build(trainable_variables)` before."
             )
-        _averages.check_trained(self)
+        self._check_free()
         values = [_rows.fetched(weight) for weight in weights]
         if len(values) == len(_files.of_keras(self)) != len(self.variables):
             _files.adopt_keras(self, values)

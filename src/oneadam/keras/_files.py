@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from oneadam._messages import listed
+from oneadam._warnings import warn
 from oneadam.keras import _run
 
 if TYPE_CHECKING:
@@ -17,17 +18,20 @@ if TYPE_CHECKING:
 
 Variable = Any
 
+_RATE = "learning_rate"
+
 
 def kept(optimizer: Adam) -> dict[str, Variable]:
     """Return what files of Keras keep, by place and name; arguments are not state.
 
     Paths are no names for it: a model that is loaded has others than when it was saved.
     """
-    own, before = optimizer._own, first(optimizer)
+    own, (calls, *rate) = optimizer._own, first(optimizer)
+    apart = {id(variable) for variable in (calls, own.numbers, own.rate)}
+    every = [calls, *(v for v in optimizer.variables if id(v) not in apart)]
     short = own.short_names
-    behind = {id(variable) for variable in (*before, own.numbers, own.rate)}
-    every = [*before, *(v for v in optimizer.variables if id(v) not in behind)]
-    return {f"{place}_{short.get(id(v), v.name)}": v for place, v in enumerate(every)}
+    found = {f"{place}_{short.get(id(v), v.name)}": v for place, v in enumerate(every)}
+    return found | ({_RATE: rate[0]} if rate else {})
 
 
 def adopt(optimizer: Adam, values: Mapping[str, Any]) -> None:
@@ -35,7 +39,15 @@ def adopt(optimizer: Adam, values: Mapping[str, Any]) -> None:
     if values and all(name.isdecimal() for name in values):
         adopt_keras(optimizer, [values[str(place)] for place in range(len(values))])
         return
-    here = kept(optimizer)
+    here, values = kept(optimizer), dict(values)
+    if (_RATE in here) != (_RATE in values):
+        # A number may have taken the place of a schedule, or the other way round.
+        warn(
+            f"the saved state has {'a' if _RATE in values else 'no'} learning rate, and the"
+            f" optimizer goes on with {'its own' if _RATE in here else 'its schedule or function'}"
+        )
+        here.pop(_RATE, None)
+        values.pop(_RATE, None)
     problems = [
         *(f"missing: {name}" for name in sorted(here.keys() - values.keys())),
         *(f"unexpected: {name}" for name in sorted(values.keys() - here.keys())),

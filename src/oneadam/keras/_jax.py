@@ -19,6 +19,7 @@ from oneadam.jax import _numbers
 from oneadam.jax._adam import Adam
 from oneadam.jax._arguments import Arguments
 from oneadam.jax._state import Absences, AdamState, Rates
+from oneadam.keras import _rows
 from oneadam.keras._run import NUMBERS, Run, named
 
 Tensor = Any
@@ -74,10 +75,12 @@ class Engine:
         """Refuse nothing, for numbers of another length have steps compiled anew."""
 
     def _values(self) -> Values:
-        values: Values = jax.tree.map(self._value, self._variables)
-        return values
+        return {
+            name: jax.tree.map(self._value_of_row if name == "rows" else _rows.own, variables)
+            for name, variables in self._variables.items()
+        }
 
-    def _value(self, variable: Variable) -> Any:
+    def _value_of_row(self, variable: Variable) -> Any:
         """Return the value of a variable, or zeros for a frozen one whose value `fit` has."""
         scope = get_stateless_scope()
         if variable._value is not None or (

@@ -186,6 +186,7 @@ class _Call:
         self._scale = None if run.loss_scale is None else self.read(run.loss_scale)
         if run.hyperparameters.loss_scale_factor is not None:
             self._scale = self._numbers["loss_scale_factor"]
+        self._norms: Tensor = None
         self._total: Tensor = None
 
     def read(self, variable: Variable) -> Tensor:
@@ -225,11 +226,16 @@ class _Call:
     def total_norm(self) -> Tensor:
         """Return the norm over all gradients, or over the sums of their window, in float64."""
         if self._total is None:
-            self._total = _tensorflow_norms.norm(list(chain.from_iterable(self._sums())))
+            clips_each = self.run.hyperparameters.clipnorm is not None
+            parts = [self._each_norm()] if clips_each else list(chain.from_iterable(self._sums()))
+            self._total = _tensorflow_norms.norm(parts)
         return self._total
 
     def _each_norm(self) -> Tensor:
-        return tf.stack([_tensorflow_norms.norm(sums) for sums in self._sums()])
+        if self._norms is None:
+            norms = [_tensorflow_norms.norm(sums) for sums in self._sums()]
+            self._norms = tf.stack(norms) if norms else tf.zeros((0,), tf.float64)
+        return self._norms
 
     def _sums(self) -> list[list[Tensor]]:
         """Return the sum of the window with this call's gradient for each row that has either."""
