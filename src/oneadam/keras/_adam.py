@@ -24,6 +24,7 @@ from oneadam._saved_state import Axes
 from oneadam._warnings import warn
 from oneadam.keras import _averages, _exemptions, _files, _rows, _run, _saved, _slots
 from oneadam.keras._run import Engine, Overwritten, Run
+from oneadam.keras._slots import Last
 from oneadam.schedules import LearningRateSchedule
 
 Variable = Any
@@ -508,9 +509,9 @@ class Adam(keras.optimizers.Optimizer):
         return Counters() if self._own.run is None else _saved.counters(self._own.run)
 
     @property
-    def skipped_calls(self) -> Variable:
-        """The number of calls that an inf or NaN has made it skip, a variable."""
-        return self._own.slots.skipped_calls
+    def skipped_calls(self) -> int:
+        """The number of calls that an inf or NaN has made it skip."""
+        return self._counters().skipped_calls
 
     def scale_by(self, loss_scale: Variable) -> None:
         """Divide gradients by what a variable holds, and skip calls with an inf or NaN."""
@@ -525,21 +526,18 @@ class Adam(keras.optimizers.Optimizer):
             update, where its clipping needed them, `gradient_norm` (over all variables, before
             clipping) and `clip_scale` (the smallest factor).
         """
-        h, slots = self._own.hyperparameters, self._own.slots
-        counters = self._counters()
+        own, h, counters = self._own, self._own.hyperparameters, self._counters()
         found: dict[str, Any] = {"calls": counters.calls, "updates": counters.updates}
-        if self._own.run is not None:
-            found["learning_rate"] = slots.learning_rate
+        if own.run is not None:
+            last = Last(*_rows.fetched(own.slots.last))
+            found["learning_rate"] = last.learning_rate
             found["skipped_calls"] = counters.skipped_calls
             clips = h.clipnorm is not None or h.global_clipnorm is not None
-            if clips or self._own.run.skips:
-                found["gradient_norm"] = slots.gradient_norm
+            if clips or own.run.skips:
+                found["gradient_norm"] = last.gradient_norm
             if clips:
-                found["clip_scale"] = slots.clip_scale
-        return {
-            name: float(_rows.fetched(value) if isinstance(value, keras.Variable) else value)
-            for name, value in found.items()
-        }
+                found["clip_scale"] = last.clip_scale
+        return {name: float(value) for name, value in found.items()}
 
     # What Keras and its users find by these names.
 

@@ -23,7 +23,7 @@ Tensor = Any
 def finalize(optimizer: Adam, variables: Sequence[Variable]) -> None:
     """Set variables to their moving averages where they have one."""
     slots = optimizer._own.slots
-    if slots.averaged._value is None and sys.exc_info()[0] is not None:
+    if slots.counts._value is None and sys.exc_info()[0] is not None:
         # After an error JAX's fit comes here without its values, and the error is what to see.
         return
     for variable, average in _averages(optimizer, variables):
@@ -64,7 +64,7 @@ def _averages(optimizer: Adam, variables: Sequence[Variable]) -> list[tuple[Vari
     own = optimizer._own
     if not own.hyperparameters.use_ema or not optimizer.built:
         return []
-    if not bool(_rows.fetched(own.slots.averaged)):
+    if not own.slots.counts_in(_rows.fetched(own.slots.counts)).averaged:
         return []
     averages = optimizer._model_variables_moving_average
     found = []

@@ -11,7 +11,7 @@ import numpy as np
 
 from oneadam._messages import listed
 from oneadam._warnings import warn
-from oneadam.keras import _run
+from oneadam.keras import _rows, _run
 
 if TYPE_CHECKING:
     from oneadam.keras._adam import Adam
@@ -118,7 +118,10 @@ def adopt_keras(optimizer: Adam, weights: Sequence[Any]) -> None:
     adopt_list(optimizer, here, weights)
     updates, accumulated = divmod(int(weights[0]), h.gradient_accumulation_steps or 1)
     slots.updates.assign(updates)
-    slots.row_updates.assign(np.full(slots.row_updates.shape, updates))
-    slots.accumulated_calls.assign(accumulated)
-    slots.in_window.assign(np.full(slots.in_window.shape, accumulated > 0))
-    slots.averaged.assign(h.use_ema and updates > 0)
+    counts = np.zeros(slots.counts.shape, _rows.dtype_of(slots.counts))
+    parts = slots.counts_in(counts)
+    parts.accumulated_calls[...] = accumulated
+    parts.averaged[...] = h.use_ema and updates > 0
+    parts.row_updates[...] = updates
+    parts.in_window[...] = accumulated > 0
+    slots.counts.assign(counts)

@@ -21,6 +21,7 @@ from oneadam.jax._arguments import Arguments
 from oneadam.jax._state import Absences, AdamState, Rates
 from oneadam.keras import _rows
 from oneadam.keras._run import NUMBERS, Run, named
+from oneadam.keras._slots import Counts, Last
 
 Tensor = Any
 Variable = Any
@@ -50,15 +51,8 @@ class Engine:
             "numbers": run.numbers,
             "loss_scale": run.loss_scale,
             "updates": slots.updates,
-            "overflows": slots.overflows,
-            "row_updates": slots.row_updates,
-            "skipped_calls": slots.skipped_calls,
-            "accumulated_calls": slots.accumulated_calls,
-            "in_window": slots.in_window,
-            "averaged": slots.averaged,
-            "last_learning_rate": slots.learning_rate,
-            "gradient_norm": slots.gradient_norm,
-            "clip_scale": slots.clip_scale,
+            "counts": slots.counts,
+            "last": slots.last,
         }
         self._taken = jax.jit(self._take)
         self._closed = jax.jit(self._flush)
@@ -147,20 +141,26 @@ class Engine:
         )
         h = self._run.hyperparameters
         clips = h.clipnorm is not None or h.global_clipnorm is not None
-        row_updates, overflows = values["row_updates"], values["overflows"]
-        trained = values["in_window"][: len(values["rows"])]
+        counts, last = self._counts(values), Last(*_real(values["last"]))
+        row_updates, overflows = counts.row_updates, counts.overflows
         return AdamState(
             calls=_words(values["calls"], overflows[0]),
             updates=_words(values["updates"], overflows[1]),
-            skipped_calls=_words(values["skipped_calls"], overflows[2]),
-            accumulated_calls=values["accumulated_calls"].astype(np.int32),
-            averaged=values["averaged"],
+            skipped_calls=_words(counts.skipped_calls, overflows[2]),
+            accumulated_calls=counts.accumulated_calls,
+            averaged=counts.averaged != 0,
             rates=rates,
-            gradient_norm=_real(values["gradient_norm"]) if clips or self._run.skips else None,
-            clip_scale=_real(values["clip_scale"]) if clips else None,
-            absences=Absences(_words(row_updates, jnp.zeros_like(row_updates)), trained),
+            gradient_norm=last.gradient_norm if clips or self._run.skips else None,
+            clip_scale=last.clip_scale if clips else None,
+            absences=Absences(
+                _words(row_updates, jnp.zeros_like(row_updates)),
+                counts.in_window[: len(values["rows"])] != 0,
+            ),
             **{slot: values["arrays"].get(slot) for slot in _ARRAYS},
         )
+
+    def _counts(self, values: Values) -> Counts:
+        return self._run.slots.counts_in(values["counts"])
 
     def _after(
         self, values: Values, rows: list[Any], before: AdamState, state: AdamState, raw: list[Any]
@@ -171,10 +171,10 @@ class Engine:
         assert absences is not None
         is_update = state.updates[0] != before.updates[0]
         is_taken = is_update | (state.calls[0] != before.calls[0])
-        first = len(rows)
+        last, first = Last(*values["last"]), len(rows)
         overwritten, pending = [], []
         for (value, accumulator), grad, was_given in zip(
-            values["overwritten"], raw, values["in_window"][first:], strict=True
+            values["overwritten"], raw, self._counts(values).in_window[first:] != 0, strict=True
         ):
             total, given = accumulator, was_given
             if grad is not None:
@@ -198,17 +198,21 @@ class Engine:
             "calls": _low(state.calls),
             "learning_rate": values["learning_rate"],
             "updates": _low(state.updates),
-            "overflows": jnp.stack([_high(counter) for counter in counters]),
-            "row_updates": _capped(absences.updates),
-            "skipped_calls": _low(state.skipped_calls),
-            "accumulated_calls": state.accumulated_calls,
-            "in_window": jnp.concatenate(window),
-            "averaged": state.averaged,
-            "last_learning_rate": jnp.where(
-                is_taken, state.rates.learning_rate, values["last_learning_rate"]
-            ),
-            "gradient_norm": _or(state.gradient_norm, values["gradient_norm"]),
-            "clip_scale": _or(state.clip_scale, values["clip_scale"]),
+            "counts": Counts(
+                _low(state.skipped_calls),
+                state.accumulated_calls,
+                state.averaged,
+                overflows=jnp.stack([_high(counter) for counter in counters]),
+                row_updates=_capped(absences.updates),
+                in_window=jnp.concatenate(window),
+            ).joined(),
+            "last": jnp.stack(
+                Last(
+                    jnp.where(is_taken, state.rates.learning_rate, last.learning_rate),
+                    last.gradient_norm if state.gradient_norm is None else state.gradient_norm,
+                    last.clip_scale if state.clip_scale is None else state.clip_scale,
+                )
+            ).astype(values["last"].dtype),
         }
 
 
@@ -272,7 +276,3 @@ def _capped(counter: Any) -> Any:
     """Return a row of counters that stay at the largest number of 31 bits."""
     # There no beta that float32 knows has a power left.
     return jnp.where((counter[1] > 0) | (counter[0] >= _WORD), _MOST, counter[0]).astype(np.int32)
-
-
-def _or(new: Any, old: Any) -> Any:
-    return old if new is None else new.astype(old.dtype)

@@ -157,9 +157,9 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 inner.apply(grads)  # which says so
             with keras.name_scope(self.name, caller=self):
                 self.build(list(variables))
-        before = inner.skipped_calls + 0
+        skipped = self._skipped_calls()
         inner.apply(grads, trainable_variables)
-        finite = ops.equal(before, inner.skipped_calls)
+        finite = ops.equal(skipped, self._skipped_calls())
         count = ops.add(self.step_counter, 1)
         grows = ops.logical_and(finite, count >= self.dynamic_growth_steps)
         larger = ops.minimum(self.dynamic_scale * 2.0, _loss_scale.MAXIMUM_SCALE)
@@ -169,6 +169,10 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self.dynamic_scale.assign(ops.where(grows, larger, kept))
         self.step_counter.assign(ops.where(ops.logical_and(finite, ~grows), count, 0))
         self.skipped_in_a_row.assign(ops.where(finite, 0, row))
+
+    def _skipped_calls(self) -> Tensor:
+        slots = self.inner_optimizer._own.slots
+        return slots.counts_in(slots.counts.value).skipped_calls + 0
 
     def stateless_apply(
         self,

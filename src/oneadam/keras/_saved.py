@@ -45,24 +45,24 @@ def state(run: Run, hyperparameters: Hyperparameters) -> dict[str, Array]:
 
 def counters(run: Run) -> Counters:
     """Return how far an optimizer has come."""
-    slots = run.slots
-    high = [int(word) << _WORD for word in _rows.fetched(slots.overflows)]
+    counts = run.slots.counts_in(_rows.fetched(run.slots.counts))
+    high = [int(word) << _WORD for word in counts.overflows]
     return Counters(
         calls=high[0] + int(_rows.fetched(run.calls)),
-        updates=high[1] + int(_rows.fetched(slots.updates)),
-        accumulated_calls=int(_rows.fetched(slots.accumulated_calls)),
-        skipped_calls=high[2] + int(_rows.fetched(slots.skipped_calls)),
+        updates=high[1] + int(_rows.fetched(run.slots.updates)),
+        accumulated_calls=int(counts.accumulated_calls),
+        skipped_calls=high[2] + int(counts.skipped_calls),
     )
 
 
 def _vectors(run: Run) -> dict[str, Array]:
     """Return what there is one number of for each row, by slot."""
-    slots, rows = run.slots, len(run.rows)
-    vectors = {_state.UPDATES: _rows.fetched(slots.row_updates).astype(np.int64)}
+    counts, rows = run.slots.counts_in(_rows.fetched(run.slots.counts)), len(run.rows)
+    vectors = {_state.UPDATES: counts.row_updates.astype(np.int64)}
     if _state.ACCUMULATOR in _state.array_slots(run.hyperparameters):
-        vectors[_state.IN_WINDOW] = _rows.fetched(slots.in_window)[:rows]
+        vectors[_state.IN_WINDOW] = counts.in_window[:rows].astype(np.bool_)
     if run.hyperparameters.use_ema:
-        vectors[_state.AVERAGED] = np.full(rows, bool(_rows.fetched(slots.averaged)))
+        vectors[_state.AVERAGED] = np.full(rows, bool(counts.averaged))
     return vectors
 
 
@@ -119,12 +119,7 @@ def restore(run: Run, restoring: Restoring) -> None:
     def vector(slot: str) -> Array:
         return np.array([found.get(full(name, slot), 0) for name in run.names])
 
-    slots.row_updates.assign(_capped(slots.row_updates, vector(_state.UPDATES)))
-    window = np.zeros(slots.in_window.shape, np.bool_)
-    window[: len(run.rows)] = vector(_state.IN_WINDOW)
-    slots.in_window.assign(window)
     averaged = vector(_state.AVERAGED).astype(np.bool_)
-    slots.averaged.assign(bool(averaged.any()))
     if averaged.any() and not averaged.all():
         # There is one flag for all, and an average that is taken for the first time is the value.
         for row, average in enumerate(slots.arrays[_state.AVERAGE]):
@@ -135,12 +130,15 @@ def restore(run: Run, restoring: Restoring) -> None:
     wide = _rows.dtype_of(run.calls) == "int64"
     high = [0 if wide else count >> _WORD for count in words]
     low = [count if wide else count & (2**_WORD - 1) for count in words]
-    slots.overflows.assign(np.array(high, np.int32))
-    for variable, count in zip((run.calls, slots.updates, slots.skipped_calls), low, strict=True):
-        variable.assign(count)
-    slots.accumulated_calls.assign(counted.accumulated_calls)
-
-
-def _capped(variable: Any, counts: Array) -> Array:
-    limits = np.iinfo(_rows.dtype_of(variable))
-    return np.minimum(counts, limits.max).astype(limits.dtype)
+    run.calls.assign(low[0])
+    slots.updates.assign(low[1])
+    dtype = np.iinfo(_rows.dtype_of(slots.counts))
+    new = np.zeros(slots.counts.shape, dtype.dtype)
+    parts = slots.counts_in(new)
+    parts.skipped_calls[...] = low[2]
+    parts.accumulated_calls[...] = counted.accumulated_calls
+    parts.averaged[...] = averaged.any()
+    parts.overflows[...] = high
+    parts.row_updates[...] = np.minimum(vector(_state.UPDATES), dtype.max)
+    parts.in_window[: len(run.rows)] = vector(_state.IN_WINDOW)
+    slots.counts.assign(new)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from keras import ops
 
 from oneadam import _state
 from oneadam._hyperparameters import Hyperparameters
@@ -20,26 +22,63 @@ class Slots:
 
     arrays: dict[str, list[Variable]]
     """By the names in portable checkpoints."""
+    rows: int
     updates: Variable
     """Of all variables together."""
-    row_updates: Variable
-    """A vector: the updates that each row has taken part in."""
-    skipped_calls: Variable
-    accumulated_calls: Variable
-    in_window: Variable
-    """A vector: whether a call of the open accumulation window has given each a gradient, rows
-    first, then what is overwritten."""
-    averaged: Variable
-    learning_rate: Variable
-    """Of the last call."""
-    gradient_norm: Variable
-    clip_scale: Variable
-    overflows: Variable
-    """A vector: how often calls, updates and skipped calls have gone beyond 31 bits in JAX."""
+    counts: Variable
+    """A vector of integers: `Counts`."""
+    last: Variable
+    """A vector of numbers: `Last`."""
 
     def column(self, slot: str) -> Sequence[Variable | None]:
         """Return what each row has of a slot, None for each where there is none."""
-        return self.arrays.get(slot) or [None] * int(self.row_updates.shape[0])
+        return self.arrays.get(slot) or [None] * self.rows
+
+    def counts_in(self, vector: Any) -> Counts:
+        """Return the parts of what `counts` holds, views where a vector can be written to."""
+        end = _BEFORE_ROWS + self.rows
+        return Counts(
+            skipped_calls=vector[0, ...],
+            accumulated_calls=vector[1, ...],
+            averaged=vector[2, ...],
+            overflows=vector[3:_BEFORE_ROWS],
+            row_updates=vector[_BEFORE_ROWS:end],
+            in_window=vector[end:],
+        )
+
+
+class Counts(NamedTuple):
+    """What is counted, but for calls and updates; one variable, for each costs time in a call."""
+
+    skipped_calls: Any
+    accumulated_calls: Any
+    averaged: Any
+    """Whether averages have been taken yet."""
+    overflows: Any
+    """A vector: how often calls, updates and skipped calls have gone beyond 31 bits."""
+    row_updates: Any
+    """A vector: the updates that each row has taken part in."""
+    in_window: Any
+    """A vector: whether a call of the open accumulation window has given each a gradient, rows
+    first, then what is overwritten."""
+
+    def joined(self) -> Any:
+        """Return the vector of these parts."""
+        dtype = _rows.dtype_of(self.row_updates)
+        *heads, overflows, row_updates, in_window = (ops.cast(part, dtype) for part in self)
+        return ops.concatenate([ops.stack(heads), overflows, row_updates, in_window])
+
+
+class Last(NamedTuple):
+    """What is known of the last call, and of the last update."""
+
+    learning_rate: Any
+    gradient_norm: Any
+    clip_scale: Any
+
+
+_BEFORE_ROWS = 6
+"""The length of the parts of `Counts` that do not depend on how many rows there are."""
 
 
 def made(
@@ -73,14 +112,8 @@ def made(
                 arrays.setdefault(slot, []).append(beside(variable, dtype, slot))
     return Slots(
         arrays,
+        len(rows),
         updates=own((), "int", "updates"),
-        row_updates=own((len(rows),), "int", "row_updates"),
-        skipped_calls=own((), "int", "skipped_calls"),
-        accumulated_calls=own((), "int32", "accumulated_calls"),
-        in_window=own((len(rows) + overwritten,), "bool", "in_window"),
-        averaged=own((), "bool", "averaged"),
-        learning_rate=own((), number, "last_learning_rate"),
-        gradient_norm=own((), number, "gradient_norm"),
-        clip_scale=own((), number, "clip_scale"),
-        overflows=own((3,), "int32", "overflows"),
+        counts=own((_BEFORE_ROWS + 2 * len(rows) + overwritten,), "int", "counts"),
+        last=own((len(Last._fields),), number, "last"),
     )

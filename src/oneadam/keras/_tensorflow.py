@@ -24,6 +24,7 @@ from oneadam._plan import Scalars, Settings
 from oneadam.keras import _rows, _tensorflow_norms
 from oneadam.keras import _tensorflow_names as xp
 from oneadam.keras._run import BETAS, Run, named
+from oneadam.keras._slots import Last
 
 Tensor = Any
 Variable = Any
@@ -108,10 +109,10 @@ class Engine:
         context.merge_call(met, args=(sums, largest))
 
     def _taken(self, call: _Call) -> None:
-        run, slots = call.run, call.run.slots
+        run = call.run
         window = run.hyperparameters.gradient_accumulation_steps or 1
         rates = call.rates()
-        fill = call.read(slots.accumulated_calls) + 1
+        fill = call.counts.accumulated_calls + 1
 
         def proceed() -> None:
             if window == 1:
@@ -121,30 +122,22 @@ class Engine:
                 _if(
                     fill >= window,
                     lambda: call.update(rates, tf.maximum(fill, window)),
-                    lambda: call.accumulate(fill),
+                    lambda: call.accumulate(rates, fill),
                 )
             call.write(run.calls, call.read(run.calls) + 1)
-            call.write(slots.learning_rate, rates.learning_rate)
 
         if run.skips:
             _if(
                 call.is_finite(),
                 proceed,
-                lambda: call.write(slots.skipped_calls, call.read(slots.skipped_calls) + 1),
+                lambda: call.count(skipped_calls=call.counts.skipped_calls + 1),
             )
         else:
             proceed()
 
     def _flushed(self, call: _Call) -> None:
-        rates = call.rates()
-        slots = call.run.slots
-        fill = call.read(slots.accumulated_calls)
-
-        def close() -> None:
-            call.update(rates, fill)
-            call.write(slots.learning_rate, rates.learning_rate)
-
-        _if(fill > 0, close, lambda: None)
+        rates, fill = call.rates(), call.counts.accumulated_calls
+        _if(fill > 0, lambda: call.update(rates, fill), lambda: None)
 
 
 class _Here:
@@ -182,6 +175,7 @@ class _Call:
         raw: Sequence[Tensor | None],
     ) -> None:
         self.run, self._place, self._grads, self._raw = run, place, grads, raw
+        self.counts = run.slots.counts_in(self.read(run.slots.counts))
         self._numbers = named(tf.unstack(self.read(run.numbers)))
         self._scale = None if run.loss_scale is None else self.read(run.loss_scale)
         if run.hyperparameters.loss_scale_factor is not None:
@@ -198,6 +192,17 @@ class _Call:
         self._place.update(
             _rows.own(variable), lambda copy: copy.assign(tf.cast(value, copy.dtype))
         )
+
+    def count(self, **changes: Tensor) -> None:
+        """Set some of the counts."""
+        self.write(self.run.slots.counts, self.counts._replace(**changes).joined())
+
+    def note(self, rates: Rates, **changes: Tensor) -> None:
+        """Keep what is known of this call."""
+        last = self.run.slots.last
+        known = Last(*tf.unstack(self.read(last)))
+        known = known._replace(learning_rate=rates.learning_rate, **changes)
+        self.write(last, tf.stack([tf.cast(number, last.dtype) for number in known]))
 
     def rates(self) -> Rates:
         """Return the rates of this call, in float64; of betas that are numbers, the weights."""
@@ -263,7 +268,7 @@ class _Call:
             decays=h.weight_decay is not None and self.run.decayed[row],
         )
 
-    def accumulate(self, fill: Tensor) -> None:
+    def accumulate(self, rates: Rates, fill: Tensor) -> None:
         """Add the gradients to their window."""
         slots = self.run.slots
         accumulators = slots.column(_state.ACCUMULATOR)
@@ -273,8 +278,8 @@ class _Call:
         for (_, accumulator), grad in zip(self.run.overwritten, self._raw, strict=True):
             if grad is not None and accumulator is not None:
                 self._place.update(_rows.own(accumulator), _keep_larger, grad)
-        self.write(slots.in_window, self._participants())
-        self.write(slots.accumulated_calls, fill)
+        self.count(in_window=self._participants(), accumulated_calls=fill)
+        self.note(rates)
 
     def _add(self, row: int, accumulator: Variable, grad: Tensor) -> None:
         scale = self._options(row).loss_scale
@@ -289,13 +294,13 @@ class _Call:
         """Return which rows have had a gradient in the window."""
         given = [grad is not None for grad in (*self._grads, *self._raw)]
         present = tf.constant(given, tf.bool)
-        return present | self.read(self.run.slots.in_window)
+        return present | (self.counts.in_window > 0)
 
     def update(self, rates: Rates, divisor: Any) -> None:
         """Update the variables with the mean over so many calls."""
         run, slots = self.run, self.run.slots
         participants = self._participants()
-        row_updates = self.read(slots.row_updates)
+        row_updates = self.counts.row_updates
         row_updates += tf.cast(participants[: len(run.rows)], row_updates.dtype)
         updates = self.read(slots.updates) + 1
         scalars = self._scalars(rates, divisor, row_updates)
@@ -313,28 +318,32 @@ class _Call:
                 self._place.update(
                     _rows.own(variable), _overwrite, _rows.own(accumulator), grad, given
                 )
-        self.write(slots.row_updates, row_updates)
         self.write(slots.updates, updates)
-        self.write(slots.in_window, tf.zeros_like(participants))
-        self.write(slots.accumulated_calls, tf.zeros((), tf.int32))
-        self.write(slots.averaged, tf.constant(run.hyperparameters.use_ema))
+        self.count(
+            accumulated_calls=tf.zeros_like(self.counts.accumulated_calls),
+            averaged=tf.constant(h.use_ema),
+            row_updates=row_updates,
+            in_window=tf.zeros_like(participants),
+        )
 
     def _scalars(
         self, rates: Rates, divisor: Any, row_updates: Tensor
     ) -> dict[str, list[Sequence[Tensor]]]:
         """Return the scalars of an update by compute dtype: for each, one for each row."""
-        h, slots, numbers = self.run.hyperparameters, self.run.slots, self._numbers
+        h, numbers = self.run.hyperparameters, self._numbers
         divisor = tf.cast(divisor, tf.float64)
         factors: Tensor = 1.0 / divisor
         limits = [name for name in ("clipnorm", "global_clipnorm") if getattr(h, name) is not None]
+        noted = {}
         if limits or self.run.skips:
             total = self.total_norm()
-            self.write(slots.gradient_norm, total / divisor)
+            noted["gradient_norm"] = total / divisor
         if limits:
             norms = self._each_norm() if limits[0] == "clipnorm" else total[None]
             scaling = _gradients.clipping(numbers[limits[0]], norms, total, divisor, xp)
             factors = scaling.factors
-            self.write(slots.clip_scale, scaling.clip_scale)
+            noted["clip_scale"] = scaling.clip_scale
+        self.note(rates, **noted)
         settings = Settings(
             (rates.learning_rate, rates.beta_1, rates.beta_2),
             numbers["epsilon"],
@@ -347,7 +356,7 @@ class _Call:
             # A row that sits its first updates out has no t yet, and its scalars no use.
             steps=tf.cast(tf.maximum(row_updates, 1), tf.float64),
             decayed=True,
-            averaged=self.read(slots.averaged),
+            averaged=self.counts.averaged > 0,
             grad_scales=factors,
             xp=xp,
         )

@@ -21,6 +21,7 @@ from oneadam._gradients import Scaling
 from oneadam._hyperparameters import Hyperparameters, Rates
 from oneadam._plan import Call, Counters, Settings
 from oneadam.keras._run import Run
+from oneadam.keras._slots import Last
 from oneadam.torch import _slots
 from oneadam.torch._compiler import uncompiled
 from oneadam.torch._model import Model
@@ -30,6 +31,7 @@ Variable = Any
 _WORD = 31
 """Bits of the lower word of a counter: Keras's integers have 32."""
 _MOST = 2**_WORD - 1
+_LEARNING_RATE, _GRADIENT_NORM, _CLIP_SCALE = range(len(Last._fields))
 Plan = Callable[[Hyperparameters, Counters], Call]
 _held = attrgetter("_value")
 """The tensor in a variable."""
@@ -54,7 +56,8 @@ class Engine:
     @uncompiled
     def flush(self) -> None:
         """Close the open accumulation window, if there is one."""
-        if int(self._run.slots.accumulated_calls.value):
+        slots = self._run.slots
+        if slots.counts_in(slots.counts.value).accumulated_calls:
             none = [None] * len(self._run.rows)
             self._act(none, [None] * len(self._run.overwritten), _plan.plan_flush)
 
@@ -124,12 +127,10 @@ class _Tensors:
         self._found = [list(map(tensor_of, column)) for column in self._columns]
         self._params, *states = self._found
         self._arrays = dict(zip(slots.arrays, states, strict=True))
-        self._own = {
-            field.name: _for_host(tensor_of(getattr(slots, field.name)))
-            for field in dataclasses.fields(slots)
-            if field.name != "arrays"
-        }
+        self._counts = slots.counts_in(_for_host(tensor_of(slots.counts)))
+        self._last = _for_host(tensor_of(slots.last))
         self._calls = _for_host(tensor_of(run.calls))
+        self._updates = _for_host(tensor_of(slots.updates))
         self._rate = _for_host(tensor_of(run.learning_rate))
         self._scale = None if run.loss_scale is None else _for_host(tensor_of(run.loss_scale))
         self._overwritten: list[tuple[Any, ...]] = [
@@ -137,8 +138,8 @@ class _Tensors:
             for pair in run.overwritten
         ]
         pairs = [variable for pair in run.overwritten for variable in pair if variable is not None]
-        names = [getattr(slots, name) for name in self._own]
-        self.variables = [*chain.from_iterable(self._columns), *names, run.calls, *pairs]
+        numbers = [run.calls, slots.updates, slots.counts, slots.last]
+        self.variables = [*chain.from_iterable(self._columns), *numbers, *pairs]
         self._constraints = [getattr(variable, "constraint", None) for variable in run.rows]
         # Between the update and the average of it stands the constraint.
         self._averages_later = h.use_ema and any(self._constraints)
@@ -172,7 +173,7 @@ class _Tensors:
 
     def take(self, grads: list[Any], raw: list[Any], plan: Plan) -> None:
         """Take a call, or skip it."""
-        h, own, model = self._run.hyperparameters, self._own, self._model
+        h, model = self._run.hyperparameters, self._model
         counters = self._counters()
         rates = hyper.now(self._as_it_is(), counters.calls)
         call = plan(h, counters)
@@ -202,29 +203,29 @@ class _Tensors:
                 model.accumulate(seen, options)
             self._ask_model()
             if h.use_ema and call.updates:
-                own["averaged"][...] = True
+                self._counts.averaged[...] = True
             self._overwrite(raw, closes=call.updates)
             self._count(call.after)
-            own["learning_rate"][...] = rates.learning_rate
+            self._last[_LEARNING_RATE] = rates.learning_rate
 
     def _counters(self) -> Counters:
-        own = self._own
-        calls, updates, skipped_calls = own["overflows"].tolist()
+        counts = self._counts
+        calls, updates, skipped_calls = counts.overflows.tolist()
         return Counters(
             calls=(calls << _WORD) + int(self._calls),
-            updates=(updates << _WORD) + int(own["updates"]),
-            accumulated_calls=int(own["accumulated_calls"]),
-            skipped_calls=(skipped_calls << _WORD) + int(own["skipped_calls"]),
+            updates=(updates << _WORD) + int(self._updates),
+            accumulated_calls=int(counts.accumulated_calls),
+            skipped_calls=(skipped_calls << _WORD) + int(counts.skipped_calls),
         )
 
     def _count(self, counters: Counters) -> None:
-        own = self._own
-        words = (self._calls, own["updates"], own["skipped_calls"])
+        own = self._counts
+        words = (self._calls, self._updates, own.skipped_calls)
         counts = (counters.calls, counters.updates, counters.skipped_calls)
         for place, (word, count) in enumerate(zip(words, counts, strict=True)):
             word[...] = count & _MOST
-            own["overflows"][place] = count >> _WORD
-        own["accumulated_calls"][...] = counters.accumulated_calls
+            own.overflows[place] = count >> _WORD
+        own.accumulated_calls[...] = counters.accumulated_calls
 
     def _as_it_is(self) -> Hyperparameters:
         """Return the arguments with the learning rate that the variable has now."""
@@ -240,24 +241,24 @@ class _Tensors:
 
     def _tell_model(self) -> None:
         """Have the model know what the variables say."""
-        own, model = self._own, self._model
-        model.updates[:] = model.xp.asarray(_on_host(own["row_updates"]))
-        model.in_window[:] = _on_host(own["in_window"])[: len(self._params)]
-        model.averaged[:] = bool(own["averaged"])
+        counts, model = self._counts, self._model
+        model.updates[:] = model.xp.asarray(_on_host(counts.row_updates))
+        model.in_window[:] = _on_host(counts.in_window)[: len(self._params)]
+        model.averaged[:] = bool(counts.averaged)
         self._participants = model.in_window.copy()
 
     def _ask_model(self) -> None:
         """Have the variables say what the model knows."""
-        own, model = self._own, self._model
-        own["in_window"][: len(self._params)] = _like(own["in_window"], model.in_window)
+        counts, model = self._counts, self._model
+        counts.in_window[: len(self._params)] = _like(counts.in_window, model.in_window)
         updates = np.minimum(_on_host(model.updates), _MOST)
-        own["row_updates"][...] = _like(own["row_updates"], updates)
+        counts.row_updates[...] = _like(counts.row_updates, updates)
 
     def _note(self, scaling: Scaling) -> None:
         if scaling.gradient_norm is not None:
-            self._own["gradient_norm"][...] = float(scaling.gradient_norm)
+            self._last[_GRADIENT_NORM] = float(scaling.gradient_norm)
         if scaling.clip_scale is not None:
-            self._own["clip_scale"][...] = float(scaling.clip_scale)
+            self._last[_CLIP_SCALE] = float(scaling.clip_scale)
 
     def _constrain(self, present: Any, rates: Rates, call: Call) -> None:
         """Put new values through their constraints, and take averages of what comes out."""
@@ -275,7 +276,7 @@ class _Tensors:
             Settings.of(h, rates),
             steps=np.ones(1),
             decayed=np.ones(1, np.bool_),
-            averaged=np.array([bool(self._own["averaged"])]),
+            averaged=np.array([bool(self._counts.averaged)]),
             grad_scales=np.ones(1),
         )
         s = type(s)(*(float(np.ravel(number)[0]) for number in s))
@@ -288,7 +289,7 @@ class _Tensors:
                 param.copy_(constraint(param))
 
     def _overwrite(self, raw: list[Any], *, closes: bool) -> None:
-        window = self._own["in_window"]
+        window = self._counts.in_window
         for place, ((value, accumulator), grad) in enumerate(
             zip(self._overwritten, raw, strict=True), start=len(self._params)
         ):
