@@ -32,6 +32,9 @@ def norm(arrays: Sequence[Tensor]) -> Tensor:
 
 
 def _sum_of_squares(arrays: Sequence[Tensor]) -> Tensor:
+    if tf.executing_eagerly():
+        # Each result is memory: squares are gone before the next array's are made.
+        return tf.add_n([tf.reduce_sum(tf.square(tf.cast(array, tf.float64))) for array in arrays])
     flat = [tf.reshape(array, (-1,)) for array in arrays]
     sums = [tf.square(tf.cast(piece, tf.float64)) for array in flat for piece in _pieces(array)]
     while len(sums) > len({array.shape[0] for array in sums}) or any(map(_is_long, sums)):
