@@ -18,11 +18,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PINS := pyproject.toml constraints.txt
+PYTEST := python -m pytest -n 2 --dist worksteal
 
 # What JAX has compiled in one process of the tests it need not compile in another.
-test $(KERAS): export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.pytest_cache/jax
-test $(KERAS): export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
-test $(KERAS): export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
+test-keras-jax: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.pytest_cache/jax
+test-keras-jax: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
+test-keras-jax: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 
 .DELETE_ON_ERROR:
 .PHONY: demo demo-torch demo-jax demo-keras test $(KERAS) lint bench clean
@@ -40,7 +41,7 @@ demo-keras: $(VENV)/.installed-keras
 	$(BIN)/oneadam demo --framework keras --backend jax $(ARGS)
 
 test: $(VENV)/.installed-all
-	env -u KERAS_BACKEND $(BIN)/python -m pytest -n 2 $(ARGS)
+	env -u KERAS_BACKEND $(BIN)/$(PYTEST) $(ARGS)
 	$(if $(ARGS),,$(MAKE) $(KERAS))
 
 # Keras runs on one backend in each process. Left out are long runs of arithmetic that the doors
@@ -49,7 +50,7 @@ LEFT_OUT = almost_one or thousand or extreme or large
 test-keras-tensorflow: LEFT_OUT = thousand and noisy or compiled and \
 	(almost_one or thousand or extreme or large or under_a_dynamic)
 $(KERAS): test-keras-%: $(VENV)/.installed-all
-	KERAS_BACKEND=$* TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2 \
+	KERAS_BACKEND=$* TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/$(PYTEST) \
 		--hypothesis-profile=quick -k "not ($(LEFT_OUT))" \
 		$(or $(ARGS),tests/keras tests/test_conformance.py tests/test_transposed.py)
 

@@ -23,7 +23,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return keras_steps
 
 
-@pytest.mark.parametrize("kind", ["recipe", "accumulation"])
+@pytest.mark.parametrize("kind", ["recipe", pytest.param("accumulation", marks=pytest.mark.once)])
 def test_both_take_the_same_steps(steps: ModuleType, kind: str) -> None:
     (found,) = steps._calls(kind, 2, True)
     assert list(found.seconds) == ["oneadam", "keras Adam"]
@@ -31,6 +31,7 @@ def test_both_take_the_same_steps(steps: ModuleType, kind: str) -> None:
     assert 0 <= found.difference < 1e-5
 
 
+@pytest.mark.once
 def test_other_steps_would_be_seen(steps: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import keras_rivals
 
@@ -43,6 +44,7 @@ def test_other_steps_would_be_seen(steps: ModuleType, monkeypatch: pytest.Monkey
     assert found.difference > 1e-4
 
 
+@pytest.mark.once
 def test_the_network_of_the_demo_is_trained(steps: ModuleType) -> None:
     plain, recipe = steps._fits(1, True)
     assert "plain" in plain.title
@@ -51,6 +53,7 @@ def test_the_network_of_the_demo_is_trained(steps: ModuleType) -> None:
         assert all(len(seconds) == 1 for seconds in found.seconds.values())
 
 
+@pytest.mark.once
 def test_each_backend_is_measured_in_a_process(
     steps: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

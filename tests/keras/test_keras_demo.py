@@ -82,6 +82,7 @@ def test_its_portable_checkpoint_says_what_that_of_numpy_says(finished: Finished
     assert not ours
 
 
+@pytest.mark.once
 def test_killed_it_resumes_bit_for_bit(finished: Finished, tmp_path: Path) -> None:
     options = (*OPTIONS, "--backend", BACKEND, "--out", tmp_path)
     with started(*options, stderr=subprocess.PIPE) as process:

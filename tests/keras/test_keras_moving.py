@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
 EXAMPLE = Path(__file__).parents[2] / "examples" / "move_on_from_keras.py"
 
 
