@@ -78,6 +78,8 @@ def checked_gradient(variable: Variable, grad: Any) -> Any:
             f"grads must have a real floating dtype, received {dtype_of(tensor)} for"
             f" {name_of(variable)!r}; take them of a real loss"
         )
+    if getattr(tensor.shape, "rank", 0) is None:
+        return tensor  # TensorFlow knows its shape when the step runs
     found, wanted = tuple(tensor.shape), tuple(variable.shape)
     fits = len(found) == len(wanted) and all(
         a is None or a == b for a, b in zip(found, wanted, strict=True)
@@ -92,8 +94,10 @@ def checked_gradient(variable: Variable, grad: Any) -> Any:
 
 def _as_tensor(grad: Any) -> Any:
     """Return what is no dense tensor as one; what has repeated indices is added up."""
-    if hasattr(grad, "dense_shape") and backend_name() == "tensorflow":
-        return import_module("tensorflow").convert_to_tensor(grad)
+    if backend_name() == "tensorflow":
+        tf = import_module("tensorflow")
+        if isinstance(grad, tf.IndexedSlices):
+            return tf.convert_to_tensor(grad)
     return ops.convert_to_tensor(grad, sparse=False)
 
 

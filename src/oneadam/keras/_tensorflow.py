@@ -54,7 +54,13 @@ class Engine:
     def take(self, grads: Sequence[Tensor | None], raw: Sequence[Tensor | None]) -> None:
         """Take one call: update the variables, or accumulate."""
         self._note_graph()
-        self._where_replicas_meet(self._taken, [_dense(g) for g in grads], list(raw))
+        variables = [*self._run.rows, *(pair.variable for pair in self._run.overwritten)]
+        tensors, first = [*grads, *raw], len(grads)
+        given = list(map(_fitting, tensors, variables))
+        late = [new for new, tensor in zip(given, tensors, strict=True) if new is not tensor]
+        # Where one turns out not to fit, nothing may have been written.
+        with tf.control_dependencies(late):
+            self._where_replicas_meet(self._taken, given[:first], given[first:])
 
     @_as_it_is
     def flush(self) -> None:
@@ -426,9 +432,11 @@ class _Call:
         self._place.update(_rows.own(variable), update, self._grads[row], *columns)
 
 
-def _dense(grad: Tensor | None) -> Tensor | None:
-    """Return a gradient with its slices, if it has some, added up where indices are repeated."""
-    return tf.convert_to_tensor(grad) if isinstance(grad, tf.IndexedSlices) else grad
+def _fitting(grad: Tensor | None, variable: Variable) -> Tensor | None:
+    """Return a gradient, checked when the step runs if its shape is known only then."""
+    if grad is None or grad.shape.is_fully_defined():
+        return grad
+    return tf.ensure_shape(grad, variable.shape)
 
 
 def _summed(context: Any, tensors: list[Tensor | None]) -> list[Tensor | None]:
