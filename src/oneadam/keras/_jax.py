@@ -156,7 +156,7 @@ class Engine:
                 _words(row_updates, jnp.zeros_like(row_updates)),
                 counts.in_window[: len(values["rows"])] != 0,
             ),
-            **{slot: values["arrays"].get(slot) for slot in _ARRAYS},
+            **{slot: values["arrays"].get(slot) for slot in _state.ARRAYS},
         )
 
     def _counts(self, values: Values) -> Counts:
@@ -214,15 +214,6 @@ class Engine:
                 )
             ).astype(values["last"].dtype),
         }
-
-
-_ARRAYS = (
-    _state.MOMENTUM,
-    _state.VELOCITY,
-    _state.VELOCITY_HAT,
-    _state.AVERAGE,
-    _state.ACCUMULATOR,
-)
 
 
 def _set(variable: Variable, value: Any) -> None:
