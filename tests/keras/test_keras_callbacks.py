@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -25,14 +27,15 @@ CONFIG: dict[str, Any] = {
     # Five calls in an epoch leave a window open.
     "gradient_accumulation_steps": 2,
 }
-KILLED = """
-import os, signal, sys, warnings
+PROCESS = """
+import json, os, signal, sys, warnings
 # As in pyproject.toml.
 warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy keyword")
 sys.path += sys.argv[2:]
 import keras
 import test_keras_callbacks as tests
-
+"""
+KILLED = f"""{PROCESS}
 class Kill(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if (self.epoch, batch) == (1, 2):
@@ -43,6 +46,11 @@ class Kill(keras.callbacks.Callback):
 
 tests.fitted([keras.callbacks.BackupAndRestore(sys.argv[1]), Kill()])
 """
+BOARD = f"""{PROCESS}
+print(json.dumps(tests.on_a_board(sys.argv[1])))
+"""
+FOLDERS = [Path(__file__).parents[1], Path(__file__).parent]
+GUIDE = Path(__file__).parents[2] / "docs" / "keras.md"
 
 
 def fetched(value: Any) -> np.ndarray:
@@ -153,8 +161,7 @@ class TestSavingAndRestoring:
         self, tmp_path: Path, uninterrupted: dict[str, np.ndarray]
     ) -> None:
         backup = tmp_path / "backup"
-        folders = [Path(__file__).parents[1], Path(__file__).parent]
-        processes.run(KILLED, backup, *folders, returns=-signal.SIGKILL)
+        processes.run(KILLED, backup, *FOLDERS, returns=-signal.SIGKILL)
         watching = Watching()
         trained = fitted([callbacks.BackupAndRestore(backup), watching])
         assert [metrics["calls"] for metrics in watching.batches] == list(range(6, 16))
@@ -211,15 +218,6 @@ class TestLearningRates:
         watching, _ = watched
         assert [metrics["calls"] for metrics in watching.batches] == list(range(1, 21))
 
-    def test_tensorboard_finds_it(self, watched: tuple[Watching, Any], tmp_path: Path) -> None:
-        _, trained = watched
-        # Its writers are TensorFlow's, with the package tensorboard.
-        board = callbacks.TensorBoard(tmp_path)
-        board._model = trained
-        found = board._collect_learning_rate({"loss": 1.0})
-        # The plateau has lowered it once more at the end.
-        assert found == {"loss": 1.0, "learning_rate": pytest.approx(0.00000125)}
-
     def test_the_best_weights_come_back(self, watched: tuple[Watching, Any]) -> None:
         watching, trained = watched
         assert len(watching.epochs) == 4
@@ -243,6 +241,58 @@ class TestLearningRates:
         fit(trained, [], epochs=1)
         for value, old in zip(trained.get_weights(), before, strict=True):
             np.testing.assert_array_equal(value, old)
+
+
+def metrics_of_the_guide() -> Any:
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(next(block for block in blocks if "class Metrics" in block), names)
+    return names["Metrics"]
+
+
+def on_a_board(folder: str) -> list[Any]:
+    """Return what the optimizer said after each batch, and what TensorBoard shows of the run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    class Metrics(metrics_of_the_guide()):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.on_epoch_end(batch, logs)
+
+    watching = Watching()
+    halved = callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    # It asks for the number of updates to tell how many there are in a second.
+    board = callbacks.TensorBoard(folder, update_freq="batch", write_steps_per_second=True)
+    trained = model(Adam(0.01, global_clipnorm=0.1, gradient_accumulation_steps=2))
+    fit(trained, [halved, Metrics(), board, watching], epochs=2, validation_data=data())
+    shown: dict[str, Any] = {}
+    for part in ("train", "validation"):
+        events = EventAccumulator(f"{folder}/{part}", size_guidance={"tensors": 0})
+        for tag in events.Reload().Tags()["tensors"]:
+            shown[tag] = [
+                [event.step, tensor_util.make_ndarray(event.tensor_proto).tolist()]
+                for event in events.Tensors(tag)
+                if tag != "keras"
+            ]
+    return [watching.batches, shown]
+
+
+def test_tensorboard_shows_what_the_optimizer_tells(tmp_path: Path) -> None:
+    if BACKEND == "tensorflow":
+        said, shown = on_a_board(str(tmp_path))
+    else:
+        # It imports TensorFlow, which would stay.
+        said, shown = json.loads(processes.run(BOARD, tmp_path, *FOLDERS))
+    assert [metrics["updates"] for metrics in said] == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]
+    assert said[-1]["gradient_norm"] > 0
+    for name in said[0]:
+        of_batches = [[batch, metrics[name]] for batch, metrics in enumerate(said, start=1)]
+        of_epochs = [[0, said[4][name]], [1, said[9][name]]]
+        np.testing.assert_allclose(shown[f"batch_{name}"], of_batches, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(shown[f"epoch_{name}"], of_epochs, rtol=1e-6, err_msg=name)
+    assert [rate for _, rate in shown["epoch_learning_rate"]] == pytest.approx([0.005, 0.0025])
+    assert [step for step, _ in shown["evaluation_loss_vs_iterations"]] == [2, 5]
+    assert [step for step, _ in shown["epoch_steps_per_second"]] == [0, 1]
 
 
 def test_numbers_that_change_in_an_epoch_count_at_the_next_call() -> None:
