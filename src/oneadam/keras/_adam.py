@@ -358,7 +358,7 @@ class Adam(keras.optimizers.Optimizer):
 
     def _check_free(self) -> None:
         """Refuse to go on where the variables do not hold what is trained."""
-        _averages.check_trained(self)
+        _averages.check_not_held(self)
         _rows.check_at_hand(self._iterations)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
@@ -618,7 +618,7 @@ class Adam(keras.optimizers.Optimizer):
         if not self._own.hyperparameters.use_ema or not self.built:
             return
         self._check_variables_are_known(variables)
-        _averages.check_trained(self)
+        _averages.check_not_held(self)
         _averages.finalize(self, variables)
 
     @contextmanager

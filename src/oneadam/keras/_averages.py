@@ -34,7 +34,7 @@ def finalize(optimizer: Adam, variables: Sequence[Variable]) -> None:
 def averaged(optimizer: Adam) -> Iterator[None]:
     """Let the variables hold their moving averages for a block."""
     own = optimizer._own
-    check_trained(optimizer)
+    check_not_held(optimizer)
     averages = _averages(optimizer, own.variables)
     trained = [(variable, _copy(variable)) for variable, _ in averages]
     before = optimizer._counters()
@@ -53,7 +53,7 @@ def averaged(optimizer: Adam) -> Iterator[None]:
         raise RuntimeError(_messages.averages_held())
 
 
-def check_trained(optimizer: Adam) -> None:
+def check_not_held(optimizer: Adam) -> None:
     """Refuse to go on while the variables hold their averages."""
     if optimizer._own.holds_averages:
         raise RuntimeError(_messages.averages_held())
