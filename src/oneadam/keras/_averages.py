@@ -23,7 +23,7 @@ Tensor = Any
 def finalize(optimizer: Adam, variables: Sequence[Variable]) -> None:
     """Set variables to their moving averages where they have one."""
     slots = optimizer._own.slots
-    if slots.counts._value is None and sys.exc_info()[0] is not None:
+    if not _rows.is_at_hand(slots.counts) and sys.exc_info()[0] is not None:
         # After an error JAX's fit comes here without its values, and the error is what to see.
         return
     for variable, average in _averages(optimizer, variables):

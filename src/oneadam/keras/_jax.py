@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
-from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from oneadam import _state
 from oneadam._exclusions import Exclusions
@@ -76,10 +75,7 @@ class Engine:
 
     def _value_of_row(self, variable: Variable) -> Any:
         """Return the value of a variable, or zeros for a frozen one whose value `fit` has."""
-        scope = get_stateless_scope()
-        if variable._value is not None or (
-            scope is not None and scope.get_current_value(variable) is not None
-        ):
+        if _rows.is_at_hand(variable):
             return variable.value
         if self._run.hyperparameters.use_ema:
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import backend, ops
-from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from oneadam import _hyperparameters as hyper
 from oneadam._hyperparameters import Hyperparameters
@@ -106,9 +106,17 @@ def backend_name() -> str:
     return str(backend.backend())
 
 
+def is_at_hand(variable: Variable) -> bool:
+    """Return whether a variable has a value, which `fit` on JAX takes away until the epoch ends."""
+    if variable._value is not None:
+        return True
+    scope = get_stateless_scope()
+    return scope is not None and scope.get_current_value(variable) is not None
+
+
 def check_at_hand(variable: Variable) -> None:
-    """Refuse a variable whose value `fit` on JAX has taken away until the epoch ends."""
-    if variable._value is None and not in_stateless_scope():
+    """Refuse a variable whose value `fit` on JAX has taken away."""
+    if not is_at_hand(variable):
         raise RuntimeError(
             "the optimizer's variables must be at hand, but fit on JAX holds them during an epoch;"
             " in a callback take self.model.optimizer, for self.model has them brought back"
