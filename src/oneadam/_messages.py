@@ -38,8 +38,8 @@ def nonfinite_gradients(names: Sequence[str]) -> str:
 def averages_held() -> str:
     """Say that the optimizer was called while the variables hold their averages."""
     return (
-        "inside averaged() the optimizer must be left alone, received a call of it there; the"
-        " variables hold their averages only for the block"
+        "inside averaged() the optimizer must be left alone, received a call of it there, where"
+        " the variables hold their averages; call it after the block"
     )
 
 
@@ -63,7 +63,8 @@ def excluded_unknown(names: Sequence[str]) -> str:
     """Say that `var_list` holds names of no variable."""
     return (
         "var_list of exclude_from_weight_decay must hold variables of the optimizer, received the"
-        f" names {list(names)}, which are none; parts of names go into var_names"
+        f" names {list(names)}, which are none; pass the variables or their full names, or parts"
+        " of names as var_names"
     )
 
 

@@ -199,7 +199,7 @@ class TestExemptions:
         optimizer, given = Adam(weight_decay=0.1), variables()
         optimizer.exclude_from_weight_decay(var_list=["bais"])
         for _ in range(2):
-            with pytest.raises(ValueError, match=r"received the names \['bais'\], which are none"):
+            with pytest.raises(ValueError, match=r"names \['bais'\], which are none; pass the var"):
                 optimizer.build(given)
         assert not optimizer.built
         assert len(optimizer.variables) == 2
