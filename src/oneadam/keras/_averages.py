@@ -26,8 +26,9 @@ def finalize(optimizer: Adam, variables: Sequence[Variable]) -> None:
     if not _rows.is_at_hand(slots.counts) and sys.exc_info()[0] is not None:
         # After an error JAX's fit comes here without its values, and the error is what to see.
         return
-    for variable, average in _averages(optimizer, variables):
-        variable.assign(average)
+    averages = _averages(optimizer, variables)
+    with _interrupts.held_back():
+        _hand_out(averages)
 
 
 @contextmanager
@@ -40,13 +41,11 @@ def averaged(optimizer: Adam) -> Iterator[None]:
     before = optimizer._counters()
     own.holds_averages = True
     try:
-        for variable, average in averages:
-            variable.assign(average)
+        _hand_out(averages)
         yield
     finally:
         with _interrupts.held_back():
-            for variable, value in trained:
-                variable.assign(value)
+            _hand_out(trained)
             own.holds_averages = False
     # A step that is compiled already does not ask.
     if optimizer._counters() != before:
@@ -75,6 +74,13 @@ def _averages(optimizer: Adam, variables: Sequence[Variable]) -> list[tuple[Vari
             constraint = getattr(variable, "constraint", None)
             found.append((variable, value if constraint is None else constraint(value)))
     return found
+
+
+def _hand_out(values: list[tuple[Variable, Tensor]]) -> None:
+    """Set variables to values, and keep none of these, which are as large as the model."""
+    while values:
+        variable, value = values.pop()
+        variable.assign(value)
 
 
 def _copy(variable: Variable) -> Tensor:
