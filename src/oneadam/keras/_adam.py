@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from oneadam import _configuration, _exclusions, _messages, _state, checkpoint
+from oneadam import _configuration, _exclusions, _interrupts, _messages, _state, checkpoint
 from oneadam._exclusions import Exclusions
 from oneadam._hyperparameters import Hyperparameters
 from oneadam._messages import listed
@@ -680,10 +680,11 @@ class Adam(keras.optimizers.Optimizer):
         run = self._built()
         restoring = _saved.restoring(run, self._as_it_is(), state, keep_learning_rate, also)
         checked = check(restoring.also)
-        _saved.restore(run, restoring)
         rate = restoring.hyperparameters.learning_rate
-        if isinstance(rate, float):
-            self.learning_rate = rate
+        with _interrupts.held_back():
+            _saved.restore(run, restoring)
+            if isinstance(rate, float):
+                self.learning_rate = rate
         return checked
 
     def save_own_variables(self, store: Any) -> None:

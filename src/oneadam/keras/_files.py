@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from oneadam import _interrupts
 from oneadam._messages import listed
 from oneadam._warnings import warn
 from oneadam.keras import _rows, _run
@@ -63,9 +64,10 @@ def adopt(optimizer: Adam, values: Mapping[str, Any]) -> None:
             f" {listed(problems)}; nothing was loaded. Make the optimizer with the arguments"
             " that it was saved with, or use the portable save and load"
         )
-    for name, variable in here.items():
-        variable.assign(values[name])
-    write_numbers(optimizer)
+    with _interrupts.held_back():
+        for name, variable in here.items():
+            variable.assign(values[name])
+        write_numbers(optimizer)
 
 
 def write_numbers(optimizer: Adam) -> None:
@@ -77,6 +79,7 @@ def write_numbers(optimizer: Adam) -> None:
 
 
 def adopt_list(optimizer: Adam, variables: Sequence[Variable], weights: Sequence[Any]) -> None:
+    """Take over values of variables of an optimizer."""
     pairs = [
         (variable, weight)
         for variable, weight in zip(variables, weights, strict=True)
@@ -88,9 +91,10 @@ def adopt_list(optimizer: Adam, variables: Sequence[Variable], weights: Sequence
                 f"Optimizer variable {variable.path} has shape {tuple(variable.shape)} not"
                 f" compatible with provided weight shape {weight.shape}."
             )
-    for variable, weight in pairs:
-        variable.assign(weight)
-    write_numbers(optimizer)
+    with _interrupts.held_back():
+        for variable, weight in pairs:
+            variable.assign(weight)
+        write_numbers(optimizer)
 
 
 def first(optimizer: Adam) -> list[Variable]:
@@ -115,13 +119,14 @@ def adopt_keras(optimizer: Adam, weights: Sequence[Any]) -> None:
             f"the state of Keras's Adam must have {len(here)} variables for these arguments,"
             f" received {len(weights)}; make the optimizer with the arguments of the saved one"
         )
-    adopt_list(optimizer, here, weights)
     updates, accumulated = divmod(int(weights[0]), h.gradient_accumulation_steps or 1)
-    slots.updates.assign(updates)
     counts = np.zeros(slots.counts.shape, _rows.dtype_of(slots.counts))
     parts = slots.counts_in(counts)
     parts.accumulated_calls[...] = accumulated
     parts.averaged[...] = h.use_ema and updates > 0
     parts.row_updates[...] = updates
     parts.in_window[...] = accumulated > 0
-    slots.counts.assign(counts)
+    with _interrupts.held_back():
+        adopt_list(optimizer, here, weights)
+        slots.updates.assign(updates)
+        slots.counts.assign(counts)

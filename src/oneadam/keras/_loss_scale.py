@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from oneadam import _loss_scale, checkpoint
+from oneadam import _interrupts, _loss_scale, checkpoint
 from oneadam._loss_scale import LossScale
 from oneadam._saved_state import Axes
 from oneadam._state import full
@@ -136,8 +136,9 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 f"the saved state of the loss scale must have {', '.join(own)}, received"
                 f" {', '.join(values)}; load what an oneadam.keras.LossScaleOptimizer has saved"
             )
-        for name, variable in own.items():
-            variable.assign(values[name])
+        with _interrupts.held_back():
+            for name, variable in own.items():
+                variable.assign(values[name])
 
     def _own_variables(self) -> dict[str, Variable]:
         return {
@@ -263,13 +264,14 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self, state: Mapping[str, Any], *, keep_learning_rate: bool = False
     ) -> None:
         """Take over the state of another optimizer; see `Adam.load_state_dict`."""
-        also = self.inner_optimizer.adopt(
-            state, keep_learning_rate, also=_loss_scale.SAVED,
-            check=lambda also: _loss_scale.restored(also, self._settings),
-        )  # fmt: skip
-        self.dynamic_scale.assign(also.scale)
-        self.step_counter.assign(also.finite_calls)
-        self.skipped_in_a_row.assign(also.skipped_in_a_row)
+        with _interrupts.held_back():
+            also = self.inner_optimizer.adopt(
+                state, keep_learning_rate, also=_loss_scale.SAVED,
+                check=lambda also: _loss_scale.restored(also, self._settings),
+            )  # fmt: skip
+            self.dynamic_scale.assign(also.scale)
+            self.step_counter.assign(also.finite_calls)
+            self.skipped_in_a_row.assign(also.skipped_in_a_row)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state and the configuration to one file, atomically; see `Adam.save`."""
