@@ -15,7 +15,15 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from oneadam import _configuration, _exclusions, _interrupts, _messages, _state, checkpoint
+from oneadam import (
+    _arguments,
+    _configuration,
+    _exclusions,
+    _interrupts,
+    _messages,
+    _state,
+    checkpoint,
+)
 from oneadam._exclusions import Exclusions
 from oneadam._hyperparameters import Hyperparameters
 from oneadam._messages import listed
@@ -179,10 +187,13 @@ class Adam(keras.optimizers.Optimizer):
     def learning_rate(self, value: Any) -> None:
         _rows.check_at_hand(self._iterations)
         if isinstance(value, keras.Variable) or ops.is_tensor(value):
+            is_known = not _rows.is_traced(value)
+            value = _rows.fetched(value) if is_known else _rows.own(value)
             if isinstance(self._learning_rate, keras.Variable):
+                if is_known:
+                    _arguments.number("learning_rate", value, _arguments.LEARNING_RATE)
                 self._learning_rate.assign(value)  # which also a step may do
                 return
-            value = float(_rows.fetched(value))
         own = self._own
         before = own.hyperparameters.learning_rate
         changed = dataclasses.replace(own.hyperparameters, learning_rate=value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from oneadam import _interrupts
+from oneadam import _arguments, _interrupts
 from oneadam._messages import listed
 from oneadam._warnings import warn
 from oneadam.keras import _rows, _run
@@ -41,12 +41,8 @@ def adopt(optimizer: Adam, values: Mapping[str, Any]) -> None:
         adopt_keras(optimizer, [values[str(place)] for place in range(len(values))])
         return
     here, values = kept(optimizer), dict(values)
-    if (_RATE in here) != (_RATE in values):
-        # A number may have taken the place of a schedule, or the other way round.
-        warn(
-            f"the saved state has {'a' if _RATE in values else 'no'} learning rate, and the"
-            f" optimizer goes on with {'its own' if _RATE in here else 'its schedule or function'}"
-        )
+    takes_rate = _takes_rate(optimizer, values.get(_RATE, _run.NO_RATE))
+    if not takes_rate:
         here.pop(_RATE, None)
         values.pop(_RATE, None)
     problems = [
@@ -67,23 +63,46 @@ def adopt(optimizer: Adam, values: Mapping[str, Any]) -> None:
     with _interrupts.held_back():
         for name, variable in here.items():
             variable.assign(values[name])
-        write_numbers(optimizer)
+        _write_arguments(optimizer, is_rate_new=takes_rate)
 
 
-def write_numbers(optimizer: Adam) -> None:
-    """Have compiled code see the arguments, whatever was loaded into its variable."""
-    own = optimizer._own
+def _write_arguments(optimizer: Adam, *, is_rate_new: bool) -> None:
+    """Have compiled code see the arguments, whatever was loaded into their variables.
+
+    Keras's own LossScaleOptimizer loads all variables of what it wraps.
+    """
+    own, rate = optimizer._own, optimizer._own.hyperparameters.learning_rate
     own.numbers.assign(_run.numbers_of(own.hyperparameters, own.numbers.shape[0]))
-    if callable(own.hyperparameters.learning_rate):
+    if callable(rate):
         own.rate.assign(_run.NO_RATE)
+    elif not is_rate_new and _rows.fetched(own.rate) == _run.NO_RATE:
+        own.rate.assign(rate)
+
+
+def _takes_rate(optimizer: Adam, rate: Any) -> bool:
+    """Return whether a saved learning rate has its place here, having refused what is none.
+
+    A number may have taken the place of a schedule, or the other way round.
+    """
+    is_here = not callable(optimizer._own.hyperparameters.learning_rate)
+    is_there = not np.array_equal(rate, _run.NO_RATE)
+    if is_here != is_there:
+        warn(
+            f"the saved state has {'a' if is_there else 'no'} learning rate, and the"
+            f" optimizer goes on with {'its own' if is_here else 'its schedule or function'}"
+        )
+    elif is_there:
+        _arguments.number("the saved learning rate", rate, _arguments.LEARNING_RATE)
+    return is_here and is_there
 
 
 def adopt_list(optimizer: Adam, variables: Sequence[Variable], weights: Sequence[Any]) -> None:
-    """Take over values of variables of an optimizer."""
+    """Take over values of variables of an optimizer, all but its arguments."""
+    own = optimizer._own
     pairs = [
         (variable, weight)
         for variable, weight in zip(variables, weights, strict=True)
-        if variable is not optimizer._own.numbers
+        if variable is not own.numbers
     ]
     for variable, weight in pairs:
         if tuple(variable.shape) != weight.shape:
@@ -91,10 +110,14 @@ def adopt_list(optimizer: Adam, variables: Sequence[Variable], weights: Sequence
                 f"Optimizer variable {variable.path} has shape {tuple(variable.shape)} not"
                 f" compatible with provided weight shape {weight.shape}."
             )
+    taken = [
+        (variable, weight)
+        for variable, weight in pairs
+        if variable is not own.rate or _takes_rate(optimizer, weight)
+    ]
     with _interrupts.held_back():
-        for variable, weight in pairs:
+        for variable, weight in taken:
             variable.assign(weight)
-        write_numbers(optimizer)
 
 
 def first(optimizer: Adam) -> list[Variable]:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import backend, ops
 from keras.src.backend.common.stateless_scope import get_stateless_scope
+from keras.src.utils.jax_utils import is_in_jax_tracing_scope
 
 from oneadam import _hyperparameters as hyper
 from oneadam._hyperparameters import Hyperparameters
@@ -133,6 +134,13 @@ def fetched(value: Any) -> np.ndarray[Any, Any]:
         found = found.read_value()
     array: np.ndarray[Any, Any] = ops.convert_to_numpy(found)
     return array
+
+
+def is_traced(value: Any) -> bool:
+    """Return whether a variable or tensor has its value only where a compiled step runs."""
+    if backend_name() == "tensorflow":
+        return not import_module("tensorflow").executing_eagerly()
+    return bool(is_in_jax_tracing_scope(own(value)))
 
 
 def step(calls: Any) -> Any:
