@@ -134,14 +134,12 @@ class Adam(keras.optimizers.Optimizer):
         self._own.hyperparameters = dataclasses.replace(h, name=self.name)
         self._own.is_made = True
         if isinstance(rate, float):
-            self._learning_rate_in_a_variable(rate)
+            self._learning_rate = self._rate_variable(rate)
 
-    def _learning_rate_in_a_variable(self, rate: float) -> None:
-        """Keep the learning rate in the dtype that the scalars of an update are computed in."""
-        if isinstance(self._learning_rate, keras.Variable):
-            self._untrack_variable(self._learning_rate)
+    def _rate_variable(self, rate: float) -> Variable:
+        """Make a variable in the dtype that the scalars of an update are computed in."""
         with keras.name_scope(self.name, caller=self):
-            self._learning_rate = keras.Variable(
+            return keras.Variable(
                 rate,
                 dtype=_number_dtype(),
                 trainable=False,
@@ -171,8 +169,8 @@ class Adam(keras.optimizers.Optimizer):
             )
         if own.run is not None:
             _rows.check_trained(changed, own.run.rows)
-            own.run.hyperparameters = changed
             own.numbers.assign(_run.numbers_of(changed, own.numbers.shape[0]))
+            own.run.hyperparameters = changed
         own.hyperparameters = changed
 
     @property
@@ -195,37 +193,43 @@ class Adam(keras.optimizers.Optimizer):
                 self._learning_rate.assign(value)  # which also a step may do
                 return
         own = self._own
-        before = own.hyperparameters.learning_rate
         changed = dataclasses.replace(own.hyperparameters, learning_rate=value)
         rate = changed.learning_rate
-        if own.run is not None and _kind(rate) != _kind(before):
-            assert own.engine is not None
+        if own.run is None:
+            self._keep_rate(rate)
+        else:
+            self._keep_rate_in_steps(rate)
+            own.run.hyperparameters = changed
+        own.hyperparameters = changed
+
+    def _keep_rate(self, rate: Any) -> None:
+        """Keep a learning rate where there is no state yet."""
+        before = self._learning_rate
+        if isinstance(rate, float) and isinstance(before, keras.Variable):
+            before.assign(rate)
+            return
+        self._learning_rate = self._rate_variable(rate) if isinstance(rate, float) else rate
+        if isinstance(before, keras.Variable):
+            self._untrack_variable(before)
+
+    def _keep_rate_in_steps(self, rate: Any) -> None:
+        """Keep a learning rate where steps may be compiled, and have these take it up."""
+        own = self._own
+        assert own.engine is not None
+        if _kind(rate) != _kind(own.hyperparameters.learning_rate):
             own.engine.check_rate(rate)
-            own.run.hyperparameters = own.hyperparameters = changed
             if _rows.backend_name() == "jax":
                 self._have_steps_compiled_anew()
-        own.hyperparameters = changed
-        if own.run is not None:
-            own.run.hyperparameters = changed
-            own.rate.assign(rate if isinstance(rate, float) else _run.NO_RATE)
-            self._learning_rate = own.rate if isinstance(rate, float) else rate
-        elif not isinstance(rate, float):
-            if isinstance(self._learning_rate, keras.Variable):
-                self._untrack_variable(self._learning_rate)
-            self._learning_rate = rate
-        elif isinstance(self._learning_rate, keras.Variable):
-            self._learning_rate.assign(rate)
-        else:
-            self._learning_rate_in_a_variable(rate)
+        own.rate.assign(rate if isinstance(rate, float) else _run.NO_RATE)
+        self._learning_rate = own.rate if isinstance(rate, float) else rate
 
     def _have_steps_compiled_anew(self) -> None:
         """Exchange the numbers for a longer vector, which steps compiled by JAX do not fit."""
         own = self._own
-        place = next(n for n, variable in enumerate(self._variables) if variable is own.numbers)
-        length = own.numbers.shape[0] + 1
-        self._untrack_variable(own.numbers)
-        own.numbers = self._numbers(length)
+        before, own.numbers = own.numbers, self._numbers(own.numbers.shape[0] + 1)
+        place = next(n for n, variable in enumerate(self._variables) if variable is before)
         self._variables.insert(place, self._variables.pop())
+        self._untrack_variable(before)
         self._start()
 
     def _get_current_learning_rate(self) -> Any:
