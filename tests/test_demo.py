@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -527,6 +528,7 @@ def test_keras_runs_on_what_it_is_configured_for_or_what_there_is(tmp_path, monk
     def chosen(*installed: str) -> str:
         return configured_backend(lambda name: name in installed)
 
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     assert chosen("torch", "jax") == "jax"
@@ -538,6 +540,9 @@ def test_keras_runs_on_what_it_is_configured_for_or_what_there_is(tmp_path, monk
     assert chosen() == "tensorflow"
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     assert chosen("torch") == "jax"
+    backend = SimpleNamespace(backend=lambda: "torch")
+    monkeypatch.setitem(sys.modules, "keras", SimpleNamespace(backend=backend))
+    assert chosen("jax") == "torch"
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,13 @@ from demos import (
     relative_differences,
     started,
 )
+from rich.console import Console
 from safetensors.numpy import load_file
 
 from oneadam.cli import keras_training
+from oneadam.cli.demo import Refused, demo
 from oneadam.cli.digits import Examples, load
+from oneadam.cli.frameworks import BACKENDS
 from oneadam.cli.network import accuracy, initial_parameters, loss_and_gradients
 from oneadam.cli.recipe import Recipe
 
@@ -97,6 +100,13 @@ def test_killed_it_resumes_bit_for_bit(finished: Finished, tmp_path: Path) -> No
     # What Keras ran on is found again.
     invoke("--resume", "--out", tmp_path)
     assert_same_outcome(tmp_path, finished.folder, {*FILES, FILE})
+
+
+def test_another_backend_than_that_of_the_process_is_refused(tmp_path: Path) -> None:
+    folder, other = tmp_path / "none", next(name for name in BACKENDS if name != BACKEND)
+    with pytest.raises(Refused, match=f"new process, or set KERAS_BACKEND={other} before"):
+        demo(Console(), folder, epochs=1, seed=1, resume=False, chosen=["keras"], backend=other)
+    assert not folder.exists()
 
 
 def test_the_network_is_that_of_numpy() -> None:

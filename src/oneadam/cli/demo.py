@@ -77,6 +77,7 @@ def demo(
     settings = {name: value for name, value in asked.items() if value is not None}
     saved = _read(folder) if resume and (folder / _PROGRESS).exists() else None
     keras = _keras_backend(folder, saved, chosen, backend)
+    _check_keras(keras)
     names = [name for name in chosen if name != frameworks.KERAS]
     if keras:
         names.append(frameworks.on(keras))
@@ -137,6 +138,17 @@ def _keras_backend(
             f" --resume --framework keras --backend {unfinished[0]}."
         )
     return backend or unfinished[0]
+
+
+def _check_keras(backend: str) -> None:
+    """Refuse a backend where Keras runs on another one already."""
+    running = frameworks.running_backend()
+    if backend and running not in ("", backend):
+        raise Refused(
+            f"Keras must run on {backend} for this, but this process has loaded it with {running}"
+            " already, and cannot change that. Use a new process, or set"
+            f" KERAS_BACKEND={backend} before Keras is imported."
+        )
 
 
 def _unfinished_backends(saved: progress.Progress) -> list[str]:

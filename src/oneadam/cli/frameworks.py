@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -101,9 +102,15 @@ def on(backend: str) -> str:
     return f"{KERAS}-{backend}"
 
 
+def running_backend() -> str:
+    """Return the backend that Keras runs on in this process; empty where it is not loaded."""
+    keras = sys.modules.get("keras")
+    return "" if keras is None else str(keras.backend.backend())
+
+
 def configured_backend(is_installed: Callable[[str], bool]) -> str:
     """Return the backend that Keras is configured for, or else one that is installed."""
-    if given := os.environ.get("KERAS_BACKEND"):
+    if given := running_backend() or os.environ.get("KERAS_BACKEND"):
         return given
     folder = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
     configured = None
