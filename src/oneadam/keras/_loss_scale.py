@@ -116,6 +116,12 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         if self._pending:
             self.load_own_variables(self._pending)
 
+    def _build_around(self) -> None:
+        """Build what is not built around an inner optimizer that is."""
+        if not self.built:
+            self.inner_optimizer._built()
+            self.build(self.inner_optimizer._own.variables)
+
     def save_own_variables(self, store: Any) -> None:
         """Write the scale and its counters into a file of Keras, beside the inner optimizer."""
         own = self._own_variables() if self.built else self._pending
@@ -199,6 +205,32 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         """Let the variables hold their averages in a `with` block; see `Adam.averaged`."""
         return self.inner_optimizer.averaged()
 
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Set the variables of `variables`, in their order, the inner optimizer's among them.
+
+        Raises:
+            RuntimeError: the inner optimizer is not built.
+            ValueError: there are more or fewer, or a shape differs; nothing has changed.
+        """
+        self._build_around()
+        own, every = self._variables, self.variables
+        if len(weights) != len(every):
+            raise ValueError(
+                f"weights must have {len(every)} entries as `variables` has, received"
+                f" {len(weights)}; pass those of an oneadam.keras.LossScaleOptimizer"
+            )
+        values = [_rows.fetched(weight) for weight in weights[: len(own)]]
+        if any(value.shape for value in values):
+            raise ValueError(
+                f"the first {len(own)} weights must be numbers, received"
+                f" {[value.shape for value in values]} as their shapes; pass the `variables` of"
+                " an oneadam.keras.LossScaleOptimizer"
+            )
+        with _interrupts.held_back():
+            self.inner_optimizer.set_weights(weights[len(own) :])
+            for variable, value in zip(own, values, strict=True):
+                variable.assign(value)
+
     def exclude_from_weight_decay(
         self, var_list: Iterable[Any] | None = None, var_names: Iterable[Any] | None = None
     ) -> None:
@@ -264,6 +296,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self, state: Mapping[str, Any], *, keep_learning_rate: bool = False
     ) -> None:
         """Take over the state of another optimizer; see `Adam.load_state_dict`."""
+        self._build_around()
         with _interrupts.held_back():
             also = self.inner_optimizer.adopt(
                 state, keep_learning_rate, also=_loss_scale.SAVED,
