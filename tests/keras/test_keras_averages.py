@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from oneadam.keras import Adam, LossScaleOptimizer
+from oneadam.keras import Adam, LossScaleOptimizer, _averages
 
 BACKEND = keras.backend.backend()
 
@@ -75,6 +77,25 @@ def test_a_model_is_evaluated_with_averages_and_goes_on_as_it_was(model: Any) ->
     go_back(model, before)
     model.train_on_batch(*data())
     assert same(after, everything(model))
+
+
+def test_no_more_is_kept_than_what_the_variables_held(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, found = _averages._averages, []
+
+    def noted(*given: Any) -> Any:
+        values = real(*given)
+        found.extend(weakref.ref(value) for _, value in values)
+        return values
+
+    monkeypatch.setattr(_averages, "_averages", noted)
+    with model.optimizer.averaged():
+        gc.collect()
+        kept = [value() for value in found if value() is not None]
+        own = [variable._value for variable in model.trainable_variables]
+        assert len(found) == 2
+        assert all(any(value is one for one in own) for value in kept)
 
 
 def test_under_a_loss_scale_too(model: Any) -> None:
