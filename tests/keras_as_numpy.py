@@ -18,6 +18,7 @@ from torch_as_numpy import leaves
 
 from oneadam import keras as door
 from oneadam._hyperparameters import learning_rate_now
+from oneadam.keras import _learning_rate
 
 BACKEND = keras.backend.backend()
 
@@ -150,7 +151,7 @@ class Adam:
     def learning_rate(self) -> float:
         """Of the next call."""
         inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        return learning_rate_now(inner._as_it_is(), self.calls)
+        return learning_rate_now(_learning_rate.in_use(inner), self.calls)
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:

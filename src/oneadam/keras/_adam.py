@@ -5,35 +5,32 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from importlib import import_module
-from operator import is_
+from contextlib import contextmanager
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from oneadam import (
-    _arguments,
-    _configuration,
-    _exclusions,
-    _interrupts,
-    _messages,
-    _state,
-    checkpoint,
-)
-from oneadam._exclusions import Exclusions
+from oneadam import _exclusions, _interrupts, _messages, _state, checkpoint
 from oneadam._hyperparameters import Hyperparameters
-from oneadam._messages import listed
 from oneadam._plan import Counters
 from oneadam._saved_state import Axes
-from oneadam._warnings import warn
-from oneadam.keras import _averages, _exemptions, _files, _rows, _run, _saved, _slots
-from oneadam.keras._run import Engine, Overwritten, Run
+from oneadam.keras import (
+    _averages,
+    _building,
+    _config,
+    _files,
+    _gradients,
+    _learning_rate,
+    _rows,
+    _run,
+    _saved,
+    _stateless,
+)
+from oneadam.keras._own import Own
+from oneadam.keras._run import Run
 from oneadam.keras._slots import Last
-from oneadam.schedules import LearningRateSchedule
 
 Variable = Any
 Tensor = Any
@@ -89,7 +86,7 @@ class Adam(keras.optimizers.Optimizer):
     """
 
     built: bool
-    _own: _Own
+    _own: Own
     _learning_rate: Any
     _trainable_variables_indices: dict[Any, int]
 
@@ -127,25 +124,14 @@ class Adam(keras.optimizers.Optimizer):
                 f" {_rows.backend_name()!r}, whose compiled steps cannot raise, received 'raise';"
                 " use 'skip', and look at metrics()['skipped_calls']"
             )
-        object.__setattr__(self, "_own", _Own(h))
+        object.__setattr__(self, "_own", Own(h))
         rate = h.learning_rate
         # A variable that Keras made of a number would have to be thrown away again.
         super().__init__(learning_rate=rate if callable(rate) else lambda: rate, name=name)
         self._own.hyperparameters = dataclasses.replace(h, name=self.name)
         self._own.is_made = True
         if isinstance(rate, float):
-            self._learning_rate = self._rate_variable(rate)
-
-    def _rate_variable(self, rate: float) -> Variable:
-        """Make a variable in the dtype that the scalars of an update are computed in."""
-        with keras.name_scope(self.name, caller=self):
-            return keras.Variable(
-                rate,
-                dtype=_number_dtype(),
-                trainable=False,
-                name="learning_rate",
-                aggregation="only_first_replica",
-            )
+            self._learning_rate = _learning_rate.variable(self, rate)
 
     # Arguments that may be assigned.
 
@@ -160,7 +146,7 @@ class Adam(keras.optimizers.Optimizer):
         before = getattr(own.hyperparameters, name)
         changed = dataclasses.replace(own.hyperparameters, **{name: value})
         after = getattr(changed, name)
-        if self.built and (name in _FIXED or _kind(before) != _kind(after)):
+        if self.built and (name in _FIXED or _run.kind(before) != _run.kind(after)):
             if before == after:
                 return
             raise ValueError(
@@ -183,62 +169,10 @@ class Adam(keras.optimizers.Optimizer):
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        _rows.check_at_hand(self._iterations)
-        if isinstance(value, keras.Variable) or ops.is_tensor(value):
-            is_known = not _rows.is_traced(value)
-            value = _rows.fetched(value) if is_known else _rows.own(value)
-            if isinstance(self._learning_rate, keras.Variable):
-                if is_known:
-                    _arguments.number("learning_rate", value, _arguments.LEARNING_RATE)
-                self._learning_rate.assign(value)  # which also a step may do
-                return
-        own = self._own
-        changed = dataclasses.replace(own.hyperparameters, learning_rate=value)
-        rate = changed.learning_rate
-        if own.run is None:
-            self._keep_rate(rate)
-        else:
-            self._keep_rate_in_steps(rate)
-            own.run.hyperparameters = changed
-        own.hyperparameters = changed
-
-    def _keep_rate(self, rate: Any) -> None:
-        """Keep a learning rate where there is no state yet."""
-        before = self._learning_rate
-        if isinstance(rate, float) and isinstance(before, keras.Variable):
-            before.assign(rate)
-            return
-        self._learning_rate = self._rate_variable(rate) if isinstance(rate, float) else rate
-        if isinstance(before, keras.Variable):
-            self._untrack_variable(before)
-
-    def _keep_rate_in_steps(self, rate: Any) -> None:
-        """Keep a learning rate where steps may be compiled, and have these take it up."""
-        own = self._own
-        assert own.engine is not None
-        if _kind(rate) != _kind(own.hyperparameters.learning_rate):
-            own.engine.check_rate(rate)
-            if _rows.backend_name() == "jax":
-                self._have_steps_compiled_anew()
-        own.rate.assign(rate if isinstance(rate, float) else _run.NO_RATE)
-        self._learning_rate = own.rate if isinstance(rate, float) else rate
-
-    def _have_steps_compiled_anew(self) -> None:
-        """Exchange the numbers for a longer vector, which steps compiled by JAX do not fit."""
-        own = self._own
-        before, own.numbers = own.numbers, self._numbers(own.numbers.shape[0] + 1)
-        place = next(n for n, variable in enumerate(self._variables) if variable is before)
-        self._variables.insert(place, self._variables.pop())
-        self._untrack_variable(before)
-        self._start()
+        _learning_rate.assign(self, value)
 
     def _get_current_learning_rate(self) -> Any:
-        rate = self._learning_rate
-        if isinstance(rate, keras.Variable) or not callable(rate):
-            return rate
-        if not self._own.hyperparameters.takes_calls:
-            return rate()
-        return rate(_rows.step(self._iterations.value))
+        return _learning_rate.now(self)
 
     # Building.
 
@@ -251,123 +185,9 @@ class Adam(keras.optimizers.Optimizer):
         Raises:
             TypeError, ValueError: a variable cannot be trained.
         """
-        if self.built:
-            return
-        variables = list(variables)
-        own = self._own
-        if len({self._var_key(variable) for variable in variables}) != len(variables):
-            raise ValueError(
-                "variables must be given once each, received one of them twice; pass"
-                " model.trainable_variables"
-            )
-        trained = [variable for variable in variables if not _rows.is_overwritten(variable)]
-        _rows.check_trained(own.hyperparameters, trained)
-        names = _rows.names_of(variables)
-        _state.check_distinct(self.name, dict.fromkeys(names))
-        paths = dict(zip(names, map(_rows.name_of, variables), strict=True))
-        own.exclusions = _exemptions.resolved(own.exclusions, own.exempted, paths)
-        own.variables = variables
-        own.slots = _slots.made(
-            own.hyperparameters,
-            trained,
-            len(variables) - len(trained),
-            _number_dtype(),
-            self._variable,
-            self._variable_beside,
-        )
-        own.numbers = self._numbers()
-        own.rate = self._learning_rate
-        if not isinstance(own.rate, keras.Variable):
-            # For a number that may be assigned when steps are compiled.
-            own.rate = self._variable((), _number_dtype(), "learning_rate", _run.NO_RATE)
-        own.accumulators = {
-            self._var_key(variable): self._variable_beside(
-                variable, _rows.dtype_of(variable), _state.ACCUMULATOR
-            )
-            for variable in variables
-            if _rows.is_overwritten(variable) and self._accumulates()
-        }
-        own.keys = [self._var_key(variable) for variable in variables]
-        self._trainable_variables_indices = {key: place for place, key in enumerate(own.keys)}
-        object.__setattr__(self, "_trainable_variables", variables)
-        self.built = True
-        self._start()
-        self._adopt_pending()
-
-    def _adopt_pending(self) -> None:
-        """Take over what was loaded before there were variables; what does not fit stays."""
-        if self._own.pending is not None:
-            with _outside_of_graphs():
-                _files.adopt(self, self._own.pending)
-            self._own.pending = None
-
-    def _accumulates(self) -> bool:
-        return (self._own.hyperparameters.gradient_accumulation_steps or 1) > 1
-
-    def _start(self) -> None:
-        """Put together what an engine works on, and get one."""
-        own, key = self._own, self._var_key
-        names = dict(zip(map(key, own.variables), _rows.names_of(own.variables), strict=True))
-        excluded = {key(variable) for variable in own.excluded}
-        rows = [variable for variable in own.variables if not _rows.is_overwritten(variable)]
-        overwritten = [variable for variable in own.variables if _rows.is_overwritten(variable)]
-        own.keys_of_parts = (list(map(key, rows)), list(map(key, overwritten)))
-        own.exclusions = own.exclusions.extended(
-            names=[names[key(variable)] for variable in own.excluded if key(variable) in names]
-        )
-        own.run = Run(
-            hyperparameters=own.hyperparameters,
-            rows=rows,
-            names=[names[key(variable)] for variable in rows],
-            decayed=[
-                key(row) not in excluded and not own.exclusions.covers(names[key(row)])
-                for row in rows
-            ],
-            overwritten=[
-                Overwritten(variable, own.accumulators.get(key(variable)))
-                for variable in overwritten
-            ],
-            slots=own.slots,
-            calls=self._iterations,
-            learning_rate=own.rate,
-            numbers=own.numbers,
-            loss_scale=own.loss_scale,
-        )
-        backend = import_module(f"oneadam.keras._{_rows.backend_name()}")
-        own.engine = backend.Engine(own.run)
-
-    def _numbers(self, length: int | None = None) -> Variable:
-        numbers = _run.numbers_of(self._own.hyperparameters, length)
-        return self._variable(numbers.shape, _number_dtype(), "numbers", numbers)
-
-    def _variable(
-        self, shape: tuple[int, ...], dtype: str, name: str, value: Any = None
-    ) -> Variable:
-        """Make a variable with its value, which a graph that is being traced could not set."""
-        variable: Variable = self.add_variable(
-            shape=shape,
-            initializer="zeros" if value is None else keras.initializers.Constant(value),
-            dtype=dtype,
-            name=name,
-            aggregation="only_first_replica",
-        )
-        return variable
-
-    def _variable_beside(self, other: Variable, dtype: str, slot: str) -> Variable:
-        """Make a variable of another one's shape, where and how that lies."""
-        strategy = getattr(self, "_distribution_strategy", None)
-        name = f"{_rows.name_of(other).replace('/', '_').replace(':', '_')}_{slot}"
-        layout = getattr(other, "_layout", None)
-        with (
-            nullcontext()
-            if strategy is None
-            else strategy.extended.colocate_vars_with(_rows.own(other))
-        ):
-            variable: Variable = self.add_variable(
-                shape=tuple(other.shape), dtype=dtype, name=name, layout=layout
-            )
-        self._own.short_names[id(variable)] = f"{_rows.name_of(other).rpartition('/')[2]}_{slot}"
-        return variable
+        if not self.built:
+            _building.build(self, variables)
+            _files.adopt_pending(self)
 
     # Calls.
 
@@ -403,71 +223,20 @@ class Adam(keras.optimizers.Optimizer):
             if not self.built:
                 with keras.name_scope(self.name, caller=self):
                     self.build(variables)
-        keys = self._keys_of(variables)
+        keys = _gradients.keys_of(self, variables)
         if len(grads) != len(variables):
             raise ValueError(
                 f"grads must have one entry for each of the {len(variables)} variables, received"
                 f" {len(grads)}; put None where there is no gradient"
             )
-        self._adopt_pending()
+        _files.adopt_pending(self)
         own = self._own
-        given = self._checked(grads, variables, keys)
+        given = _gradients.checked(self, grads, variables, keys)
         if len(given) < len(grads):
-            self._warn_of_missing(grads, variables)
+            _gradients.warn_of_missing(self, grads, variables)
         assert own.engine is not None
         with keras.name_scope(self.name, caller=self):
             own.engine.take(*([given.get(key) for key in part] for part in own.keys_of_parts))
-
-    def _keys_of(self, variables: list[Variable]) -> list[Any]:
-        """Return the keys of variables, having refused what cannot be updated."""
-        own = self._own
-        if len(variables) == len(own.variables) and all(map(is_, variables, own.variables)):
-            return own.keys
-        self._check_variables_are_known(variables)
-        keys = [self._var_key(variable) for variable in variables]
-        if len(set(keys)) != len(keys):
-            raise ValueError(
-                "trainable_variables must have each variable once, received one of them twice;"
-                " add its gradients up"
-            )
-        return keys
-
-    def _checked(
-        self, grads: list[Any], variables: list[Variable], keys: list[Any]
-    ) -> dict[Any, Tensor]:
-        """Return the gradients that there are, checked, by the keys of their variables."""
-        found, fitting = {}, self._own.fitting
-        for key, variable, grad in zip(keys, variables, grads, strict=True):
-            if grad is None:
-                continue
-            kind = (grad.__class__, getattr(grad, "dtype", None), getattr(grad, "shape", None))
-            if fitting.get(key) == kind:
-                found[key] = grad
-                continue
-            found[key] = _rows.checked_gradient(variable, grad)
-            if found[key] is grad:
-                fitting[key] = kind
-        if not found:
-            raise ValueError(
-                "No gradients provided for any variable: grads must have a gradient for at least"
-                " one, received None for every one; check that the loss depends on the variables"
-            )
-        return found
-
-    def _warn_of_missing(self, grads: list[Any], variables: list[Variable]) -> None:
-        """Warn of variables without a gradient, once of the same ones."""
-        missing = tuple(
-            _rows.name_of(variable)
-            for grad, variable in zip(grads, variables, strict=True)
-            if grad is None
-        )
-        if missing not in self._own.warned_of:
-            self._own.warned_of.add(missing)
-            warn(
-                f"Gradients do not exist for variables {listed(missing)} in this call, which"
-                " leaves them as they are; if that is not meant, check that the loss depends on"
-                " them"
-            )
 
     def stateless_apply(
         self,
@@ -479,13 +248,9 @@ class Adam(keras.optimizers.Optimizer):
 
         Where some of the variables are frozen, values and gradients may be those of the others.
         """
-        some = [variable for variable in self._own.variables if variable.trainable]
-        if len(trainable_variables) != len(some) or len(some) == len(self._own.variables):
-            result: tuple[list[Tensor], list[Tensor]] = super().stateless_apply(
-                optimizer_variables, grads, trainable_variables
-            )
-            return result
-        return stateless(self, some, optimizer_variables, grads, trainable_variables)
+        return _stateless.apply(
+            self, self._own.variables, optimizer_variables, grads, trainable_variables
+        )
 
     def scale_loss(self, loss: Any) -> Any:
         """Return the loss times `loss_scale_factor`, to take the gradients of."""
@@ -502,7 +267,7 @@ class Adam(keras.optimizers.Optimizer):
         It counts as an update, not as a call. Where no window is open nothing happens.
         """
         self._check_free()
-        if self._own.engine is not None and self._accumulates():
+        if self._own.engine is not None and self._own.accumulates:
             self._own.engine.flush()
 
     @property
@@ -531,7 +296,7 @@ class Adam(keras.optimizers.Optimizer):
     def scale_by(self, loss_scale: Variable) -> None:
         """Divide gradients by what a variable holds, and skip calls with an inf or NaN."""
         self._own.loss_scale = loss_scale
-        self._start()
+        _building.start(self)
 
     def metrics(self) -> dict[str, float]:
         """Return plain numbers to log.
@@ -653,7 +418,7 @@ class Adam(keras.optimizers.Optimizer):
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Return the whole state by name: `<variable>/momentum`, `<name>/calls`, ..."""
-        return _saved.state(self._built(), self._as_it_is())
+        return _saved.state(self._built(), _learning_rate.in_use(self))
 
     def load_state_dict(
         self, state: Mapping[str, Any], *, keep_learning_rate: bool = False
@@ -693,7 +458,9 @@ class Adam(keras.optimizers.Optimizer):
         """
         self._check_free()
         run = self._built()
-        restoring = _saved.restoring(run, self._as_it_is(), state, keep_learning_rate, also)
+        restoring = _saved.restoring(
+            run, _learning_rate.in_use(self), state, keep_learning_rate, also
+        )
         checked = check(restoring.also)
         rate = restoring.hyperparameters.learning_rate
         with _interrupts.held_back():
@@ -704,10 +471,7 @@ class Adam(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store: Any) -> None:
         """Write the state into a file of Keras, by place and name."""
-        own = self._own
-        kept = _files.kept(self) if self.built and own.pending is None else own.pending or {}
-        for name, value in kept.items():
-            store[name] = _rows.fetched(value) if isinstance(value, keras.Variable) else value
+        _files.save(self, store)
 
     def load_own_variables(self, store: Any) -> None:
         """Take over the state from a file of Keras that this class or Keras's Adam has written.
@@ -716,14 +480,7 @@ class Adam(keras.optimizers.Optimizer):
             ValueError: it is of other variables; nothing has changed.
         """
         self._check_free()
-        values = {key: np.asarray(store[key]) for key in store.keys()}  # noqa: SIM118
-        if len(values) <= len(_files.first(self)):
-            if self.built and self.calls:
-                warn("the file has no state of the optimizer, which goes on with what it has")
-        elif self.built:
-            _files.adopt(self, values)
-        else:
-            self._own.pending = values
+        _files.load(self, store)
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Set the variables of `variables`, in their order; or what Keras's Adam has of them.
@@ -737,16 +494,7 @@ class Adam(keras.optimizers.Optimizer):
                 " Please call `optimizer.build(trainable_variables)` before."
             )
         self._check_free()
-        values = [_rows.fetched(weight) for weight in weights]
-        if len(values) == len(_files.of_keras(self)) != len(self.variables):
-            _files.adopt_keras(self, values)
-            return
-        if len(values) != len(self.variables):
-            raise ValueError(
-                f"weights must have {len(self.variables)} entries as `variables` has, or"
-                f" {len(_files.of_keras(self))} as those of Keras's Adam, received {len(values)}"
-            )
-        _files.adopt_list(self, self.variables, values)
+        _files.adopt_weights(self, [_rows.fetched(weight) for weight in weights])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state and the configuration to one safetensors file, atomically.
@@ -761,7 +509,7 @@ class Adam(keras.optimizers.Optimizer):
 
     def told(self) -> dict[str, str]:
         """Return what a portable checkpoint says besides the state."""
-        return _saved.metadata(self._built(), self._as_it_is(), self._own.exclusions)
+        return _saved.metadata(self._built(), _learning_rate.in_use(self), self._own.exclusions)
 
     def load(
         self,
@@ -799,13 +547,6 @@ class Adam(keras.optimizers.Optimizer):
             )
         return self._own.run
 
-    def _as_it_is(self) -> Hyperparameters:
-        """Return the arguments with the learning rate that is in use."""
-        h = self._own.hyperparameters
-        if not isinstance(self._learning_rate, keras.Variable):
-            return h
-        return dataclasses.replace(h, learning_rate=self._rate_as_given())
-
     # Configuration.
 
     def get_config(self) -> dict[str, Any]:
@@ -814,34 +555,7 @@ class Adam(keras.optimizers.Optimizer):
         Raises:
             ValueError: an argument is a function that cannot be written down.
         """
-        h = dataclasses.replace(self._own.hyperparameters, learning_rate=0.0)
-        rate = self._learning_rate
-        if isinstance(rate, keras.Variable):
-            written: Any = self._rate_as_given()
-        elif isinstance(rate, LearningRateSchedule):
-            written = None
-            h = dataclasses.replace(h, learning_rate=rate)
-        elif getattr(rate, "__name__", "") == "<lambda>":
-            raise ValueError(
-                "learning_rate must be a number, a schedule or a registered function to be written"
-                f" into a configuration, received {rate!r}; register a named function with"
-                " keras.saving.register_keras_serializable"
-            )
-        else:
-            written = keras.saving.serialize_keras_object(rate)
-        exclusions = self._own.exclusions
-        if not self.built:
-            exclusions = exclusions.extended(names=map(_rows.name_of, self._own.excluded))
-        config = _configuration.to_config(h, exclusions)
-        return config if written is None else config | {"learning_rate": written}
-
-    def _rate_as_given(self) -> float:
-        """Return the learning rate as it was given, where the variable has only rounded it."""
-        found = _rows.fetched(self._learning_rate)
-        given = self._argument("learning_rate")
-        if isinstance(given, float) and np.asarray(given, found.dtype) == found:
-            return given
-        return float(found)
+        return _config.written(self)
 
     @classmethod
     def from_keras(cls, optimizer: Any) -> Adam:
@@ -855,29 +569,7 @@ class Adam(keras.optimizers.Optimizer):
         Raises:
             TypeError: it is of another class.
         """
-        if not isinstance(optimizer, keras.optimizers.Adam):
-            raise TypeError(
-                "optimizer must be a keras.optimizers.Adam or AdamW, received"
-                f" {type(optimizer).__name__}"
-            )
-        rate = optimizer._learning_rate
-        by_function = callable(rate) and not isinstance(rate, keras.Variable)
-        config = optimizer.get_config()
-        new = cls.from_config({**config, "learning_rate": 0.0} if by_function else config)
-        if by_function:
-            new.learning_rate = rate
-        names = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
-        if not optimizer.built and any(getattr(optimizer, name, None) for name in names):
-            raise ValueError(
-                "optimizer must be built, for only then it tells which variables it exempts from"
-                " weight decay, received one that is not; build it, or take its get_config()"
-            )
-        variables = optimizer._trainable_variables
-        new.exclude_from_weight_decay([v for v in variables if not optimizer._use_weight_decay(v)])
-        if optimizer.built:
-            new.build(optimizer._trainable_variables)
-            _files.adopt_keras(new, [_rows.fetched(variable) for variable in optimizer.variables])
-        return new
+        return _config.taken_over(cls, optimizer)
 
     @classmethod
     def from_config(
@@ -893,107 +585,11 @@ class Adam(keras.optimizers.Optimizer):
         Raises:
             TypeError, ValueError: the configuration has unknown keys or values out of range.
         """
-        rest = dict(config) if isinstance(config, Mapping) else config
-        rate = rest.get("learning_rate") if isinstance(rest, dict) else None
-        if isinstance(rate, Mapping) and _is_of_keras(rate):
-            rest["learning_rate"] = keras.saving.deserialize_keras_object(
-                rate, custom_objects=custom_objects
-            )
-        name = rest.pop("name", None) if isinstance(rest, dict) else None
-        h, exclusions = _configuration.from_config(rest, custom_objects)
-        arguments = {
-            field.name: getattr(h, field.name)
-            for field in dataclasses.fields(h)
-            if field.init and field.name != "name"
-        }
-        optimizer = cls(**arguments, name=name)
-        optimizer._own.exclusions = exclusions
-        return optimizer
-
-
-def stateless(
-    optimizer: Any,
-    some: Sequence[Variable],
-    optimizer_variables: Sequence[Tensor],
-    grads: Sequence[Tensor | None],
-    trainable_variables: Sequence[Tensor],
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return values after a call on some of an optimizer's variables, and change none."""
-    mine = optimizer.variables
-    mapping = [*zip(some, trainable_variables, strict=True),
-               *zip(mine, optimizer_variables, strict=True)]  # fmt: skip
-    with keras.StatelessScope(state_mapping=mapping) as scope:
-        optimizer.apply(grads, some)
-    found = [list(map(scope.get_current_value, part)) for part in (some, mine)]
-    return found[0], found[1]
-
-
-class _Own:
-    """What an optimizer knows besides Keras's own, out of reach of Keras's tracking."""
-
-    def __init__(self, hyperparameters: Hyperparameters) -> None:
-        self.hyperparameters = hyperparameters
-        self.is_made = False
-        self.exclusions = Exclusions()
-        self.exempted: set[str] = set()
-        """Exact names that were given here, not by a configuration."""
-        self.excluded: list[Variable] = []
-        """Exempt from weight decay; their names are known once the optimizer is built."""
-        self.variables: list[Variable] = []
-        self.keys: list[Any] = []
-        """Of the variables."""
-        self.keys_of_parts: tuple[list[Any], ...] = ()
-        """Of those that Adam trains, and of those that are overwritten."""
-        self.fitting: dict[Any, Any] = {}
-        """What gradients that fit their variables were last, by the keys of these."""
-        self.slots: Any = None
-        self.short_names: dict[int, str] = {}
-        """Of the variables beside others, without the paths of these."""
-        self.numbers: Variable = None
-        self.rate: Variable = None
-        """The learning rate, or `NO_RATE`."""
-        self.accumulators: dict[Any, Variable] = {}
-        """Of variables that are overwritten, by their keys."""
-        self.run: Run | None = None
-        self.engine: Engine | None = None
-        self.loss_scale: Variable = None
-        """What a dynamic loss scale divides gradients by."""
-        self.warned_of: set[tuple[str, ...]] = set()
-        self.holds_averages = False
-        """Whether the variables are their averages, for a block."""
-        self.pending: dict[str, Any] | None = None
-        """What was loaded before there were variables to load it into."""
-
-
-def _outside_of_graphs() -> Any:
-    """Return a context in which TensorFlow does things now that would be put into a graph."""
-    if _rows.backend_name() != "tensorflow":
-        return nullcontext()
-    return import_module("tensorflow").init_scope()
-
-
-def _is_of_keras(written: Mapping[str, Any]) -> bool:
-    """Return whether it is Keras that knows what was written down."""
-    module, name = str(written.get("module")), written.get("registered_name")
-    is_registered = name and keras.saving.get_registered_object(name) is not None
-    return module.partition(".")[0] in ("keras", "builtins") or bool(is_registered)
-
-
-def _kind(value: Any) -> Any:
-    """Return what compiled code depends on of an argument: a number may become another one."""
-    return float if isinstance(value, float) else value
+        return _config.made(cls, config, custom_objects)
 
 
 def _said(value: Any) -> str:
     return "a number" if isinstance(value, float) else repr(value)
-
-
-def _number_dtype() -> str:
-    """Return the dtype of numbers that compiled code reads: float64 where the backend has it."""
-    name = _rows.backend_name()
-    if name == "jax":
-        return str(import_module("oneadam.jax._numbers").real())
-    return "float64"
 
 
 def _property(name: str) -> property:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,42 @@ if TYPE_CHECKING:
 Variable = Any
 
 _RATE = "learning_rate"
+
+
+def save(optimizer: Adam, store: Any) -> None:
+    """Write the state into a file of Keras."""
+    own = optimizer._own
+    has_it = optimizer.built and own.pending is None
+    found: Mapping[str, Any] = kept(optimizer) if has_it else own.pending or {}
+    for name, value in found.items():
+        store[name] = _rows.fetched(value) if isinstance(value, keras.Variable) else value
+
+
+def load(optimizer: Adam, store: Any) -> None:
+    """Take over the state in a file of Keras, or keep it until there are variables."""
+    values = {key: np.asarray(store[key]) for key in store.keys()}  # noqa: SIM118
+    if len(values) <= len(first(optimizer)):
+        if optimizer.built and optimizer.calls:
+            warn("the file has no state of the optimizer, which goes on with what it has")
+    elif optimizer.built:
+        adopt(optimizer, values)
+    else:
+        optimizer._own.pending = values
+
+
+def adopt_pending(optimizer: Adam) -> None:
+    """Take over what was loaded before there were variables; what does not fit stays."""
+    if optimizer._own.pending is not None:
+        with _outside_of_graphs():
+            adopt(optimizer, optimizer._own.pending)
+        optimizer._own.pending = None
+
+
+def _outside_of_graphs() -> Any:
+    """Return a context in which TensorFlow does things now that would be put into a graph."""
+    if _rows.backend_name() != "tensorflow":
+        return nullcontext()
+    return import_module("tensorflow").init_scope()
 
 
 def kept(optimizer: Adam) -> dict[str, Variable]:
@@ -96,7 +134,21 @@ def _takes_rate(optimizer: Adam, rate: Any) -> bool:
     return is_here and is_there
 
 
-def adopt_list(optimizer: Adam, variables: Sequence[Variable], weights: Sequence[Any]) -> None:
+def adopt_weights(optimizer: Adam, weights: Sequence[Any]) -> None:
+    """Take over values of all variables, or of those that Keras's Adam has."""
+    every, of_theirs = optimizer.variables, of_keras(optimizer)
+    if len(weights) == len(of_theirs) != len(every):
+        adopt_keras(optimizer, weights)
+        return
+    if len(weights) != len(every):
+        raise ValueError(
+            f"weights must have {len(every)} entries as `variables` has, or"
+            f" {len(of_theirs)} as those of Keras's Adam, received {len(weights)}"
+        )
+    _adopt_list(optimizer, every, weights)
+
+
+def _adopt_list(optimizer: Adam, variables: Sequence[Variable], weights: Sequence[Any]) -> None:
     """Take over values of variables of an optimizer, all but its arguments."""
     own = optimizer._own
     pairs = [
@@ -150,6 +202,6 @@ def adopt_keras(optimizer: Adam, weights: Sequence[Any]) -> None:
     parts.row_updates[...] = updates
     parts.in_window[...] = accumulated > 0
     with _interrupts.held_back():
-        adopt_list(optimizer, here, weights)
+        _adopt_list(optimizer, here, weights)
         slots.updates.assign(updates)
         slots.counts.assign(counts)

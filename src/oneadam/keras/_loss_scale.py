@@ -17,8 +17,8 @@ from oneadam._loss_scale import LossScale
 from oneadam._saved_state import Axes
 from oneadam._state import full
 from oneadam._warnings import warn
-from oneadam.keras import _rows, _saved
-from oneadam.keras._adam import Adam, stateless
+from oneadam.keras import _rows, _saved, _stateless
+from oneadam.keras._adam import Adam
 
 Variable = Any
 Tensor = Any
@@ -188,14 +188,13 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         trainable_variables: Sequence[Tensor],
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return variables after a call, and change none; see Keras's `Optimizer`."""
-        every = self.inner_optimizer._own.variables
-        some = [variable for variable in every if variable.trainable]
-        if len(trainable_variables) == len(some) < len(every):
-            return stateless(self, some, optimizer_variables, grads, trainable_variables)
-        result: tuple[list[Tensor], list[Tensor]] = keras.optimizers.Optimizer.stateless_apply(
-            self, optimizer_variables, grads, trainable_variables
+        return _stateless.apply(
+            self,
+            self.inner_optimizer._own.variables,
+            optimizer_variables,
+            grads,
+            trainable_variables,
         )
-        return result
 
     def flush(self) -> None:
         """Close an incomplete accumulation window; see `Adam.flush`."""

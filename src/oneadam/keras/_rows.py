@@ -52,6 +52,13 @@ def compute_dtype(variable: Variable) -> str:
     return "float64" if dtype_of(variable) == "float64" else "float32"
 
 
+def number_dtype() -> str:
+    """Return the dtype of numbers that compiled code reads: float64 where the backend has it."""
+    if backend_name() == "jax":
+        return str(import_module("oneadam.jax._numbers").real())
+    return "float64"
+
+
 def is_overwritten(variable: Variable) -> bool:
     """Return whether a variable takes its gradient as its value, as scales of float8 do."""
     return bool(getattr(variable, "overwrite_with_gradient", False))
@@ -66,40 +73,6 @@ def check_trained(hyperparameters: Hyperparameters, variables: Sequence[Variable
                 f" {dtype_of(variable)} for {name_of(variable)!r}; make it non-trainable"
             )
         hyper.check_compute_dtype(hyperparameters, compute_dtype(variable), name_of(variable))
-
-
-def checked_gradient(variable: Variable, grad: Any) -> Any:
-    """Return a gradient as a tensor, having refused what does not fit its variable."""
-    # Keras calls sparse arrays of JAX and slices of TensorFlow tensors too.
-    is_sparse = hasattr(grad, "todense") or hasattr(grad, "dense_shape")
-    is_dense = not is_sparse and hasattr(grad, "dtype") and ops.is_tensor(grad)
-    tensor = grad if is_dense else _as_tensor(grad)
-    if dtype_of(tensor) not in FLOATS and not is_overwritten(variable):
-        raise TypeError(
-            f"grads must have a real floating dtype, received {dtype_of(tensor)} for"
-            f" {name_of(variable)!r}; take them of a real loss"
-        )
-    if getattr(tensor.shape, "rank", 0) is None:
-        return tensor  # TensorFlow knows its shape when the step runs
-    found, wanted = tuple(tensor.shape), tuple(variable.shape)
-    fits = len(found) == len(wanted) and all(
-        a is None or a == b for a, b in zip(found, wanted, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"grads must have the shapes of their variables, received {found} for"
-            f" {name_of(variable)!r} of shape {wanted}; nothing is broadcast"
-        )
-    return tensor
-
-
-def _as_tensor(grad: Any) -> Any:
-    """Return what is no dense tensor as one; what has repeated indices is added up."""
-    if backend_name() == "tensorflow":
-        tf = import_module("tensorflow")
-        if isinstance(grad, tf.IndexedSlices):
-            return tf.convert_to_tensor(grad)
-    return ops.convert_to_tensor(grad, sparse=False)
 
 
 def backend_name() -> str:

@@ -85,6 +85,11 @@ class Engine(Protocol):
         """Refuse a learning rate of another kind that compiled steps could not take up."""
 
 
+def kind(value: Any) -> Any:
+    """Return what compiled code depends on of an argument: a number may become another one."""
+    return float if isinstance(value, float) else value
+
+
 def numbers_of(hyperparameters: Hyperparameters, length: int | None = None) -> np.ndarray[Any, Any]:
     """Return the numbers that compiled code reads from a variable; 0 for None and functions.
 
