@@ -16,7 +16,7 @@ ARGS ?=
 KERAS := test-keras-torch test-keras-jax test-keras-tensorflow
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 PINS := pyproject.toml constraints.txt
 PYTEST := python -m pytest -n 2 --dist worksteal
 
