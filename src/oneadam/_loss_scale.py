@@ -116,13 +116,20 @@ def restored(found: Mapping[str, Any], settings: Settings) -> LossScale:
         settings: those of the loss scale that takes it over.
 
     Raises:
-        ValueError: the scale is outside the range that these settings give it.
+        ValueError: the scale is outside the range that these settings give it, or a counter is
+            negative.
     """
     parts = {
         part: arguments.plain(found[name]) for part, name in _SAVED_AS.items() if name in found
     }
     state = LossScale(settings.initial_scale)._replace(**parts)
     arguments.number("the saved loss scale", state.scale, _scales(settings.minimum_scale))
+    for count in (state.finite_calls, state.skipped_in_a_row):
+        if count < 0:
+            raise ValueError(
+                f"the saved counters of the loss scale must not be negative, received {count};"
+                " load what an optimizer has saved"
+            )
     return state
 
 

@@ -23,7 +23,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return keras_steps
 
 
-@pytest.mark.parametrize("kind", ["recipe", pytest.param("accumulation", marks=pytest.mark.once)])
+@pytest.mark.parametrize("kind", ["recipe", "accumulation"])
 def test_both_take_the_same_steps(steps: ModuleType, kind: str) -> None:
     (found,) = steps._calls(kind, 2, True)
     assert list(found.seconds) == ["oneadam", "keras Adam"]

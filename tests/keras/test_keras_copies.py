@@ -191,7 +191,11 @@ class TestVariables:
         assert paths(other) == paths(one)
         theirs = keras.optimizers.Adam(rate, **FULL)
         theirs.build(variables())
-        assert paths(one)[: len(theirs.variables)] == paths(theirs)
+        ours = paths(one)
+        assert ours[1] == "learning_rate"
+        if paths(theirs)[1] != ours[1]:  # a schedule needs none in Keras
+            del ours[1]
+        assert ours[: len(theirs.variables)] == paths(theirs)
 
 
 class TestExemptions:

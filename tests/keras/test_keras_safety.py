@@ -265,6 +265,136 @@ class TestLossScale:
             LossScaleOptimizer(Adam(name="adam"), 8.0).load_state_dict(one.state_dict())
 
 
+class TestLoadedBeforeBuilding:
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_a_loss_scale_goes_on(self, compiled: bool) -> None:
+        if compiled and BACKEND != "tensorflow":
+            pytest.skip("others build outside of what they compile")
+        kept: dict[str, Any] = {}
+        trained(LossScaleOptimizer(Adam(0.25), 4.0), 1).save_own_variables(kept)
+        optimizer, grads = LossScaleOptimizer(Adam(0.25), 8.0), [ops.ones((2,)), ops.ones((2,))]
+        optimizer.load_own_variables(kept)
+        on = variables()
+
+        def step() -> None:
+            optimizer.apply(grads, on)
+
+        (import_module("tensorflow").function(step) if compiled else step)()
+        assert float(fetched(optimizer.dynamic_scale)) == 4.0
+        assert int(fetched(optimizer.step_counter)) == 2
+        assert optimizer.metrics()["gradient_norm"] == near(0.5)
+
+    def test_what_does_not_fit_makes_way_for_what_does(self) -> None:
+        one = trained(Adam(0.25, name="adam"), 2)
+        misfit: dict[str, Any] = {}
+        trained(Adam(0.25, amsgrad=True), 1).save_own_variables(misfit)
+        optimizer = Adam(0.25, name="adam")
+        optimizer.load_own_variables(misfit)
+        with pytest.raises(ValueError, match="nothing was loaded"):
+            optimizer.build(variables())
+        optimizer.load_state_dict(one.state_dict())
+        assert optimizer.calls == 2
+        take(optimizer)
+        assert optimizer.calls == 3
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "grads", [lambda: [ops.ones((2,))], lambda: [ops.ones((2,)), ops.ones((3,))],
+                  lambda: [None, None]],
+        ids=["too few", "of another shape", "none"],
+    )  # fmt: skip
+    def test_a_refused_call_builds_nothing(self, grads: Callable[[], Any]) -> None:
+        optimizer = Adam(0.25)
+        with pytest.raises(ValueError, match="grads must"):
+            optimizer.apply(grads(), variables())
+        assert not optimizer.built
+        assert trained(optimizer, 1).calls == 1
+
+    @pytest.mark.parametrize(
+        ("name", "wrong"),
+        [
+            ("dynamic_scale", np.nan),
+            ("dynamic_scale", 0.0),
+            ("dynamic_scale", np.ones(1)),
+            ("step_counter", -1),
+            ("skipped_in_a_row", -1),
+        ],
+    )
+    def test_of_the_state_of_a_loss_scale(self, name: str, wrong: Any) -> None:
+        optimizer = trained(LossScaleOptimizer(Adam(0.25, name="adam"), 4.0), 1)
+        kept: dict[str, Any] = {}
+        optimizer.save_own_variables(kept)
+        before = everything(optimizer)
+        wrong = np.asarray(wrong, kept[name].dtype)
+        with pytest.raises(ValueError, match="the saved"):
+            optimizer.load_own_variables(kept | {name: wrong})
+        weights = [
+            wrong if v is getattr(optimizer, name) else fetched(v) for v in optimizer.variables
+        ]
+        with pytest.raises(ValueError, match=r"the saved|must be numbers"):
+            optimizer.set_weights(weights)
+        with pytest.raises(ValueError, match="the saved"):
+            LossScaleOptimizer(Adam(0.25)).load_own_variables(kept | {name: wrong})
+        assert everything(optimizer) == before
+
+    def test_of_negative_counters(self) -> None:
+        optimizer = trained(Adam(0.25, name="adam"), 1)
+        kept: dict[str, Any] = {}
+        optimizer.save_own_variables(kept)
+        before = everything(optimizer)
+        (name,) = [name for name in kept if name.endswith("_counts")]
+        with pytest.raises(ValueError, match="_counts is negative"):
+            optimizer.load_own_variables(kept | {name: -kept[name] - 1})
+        counts = optimizer._own.slots.counts
+        with pytest.raises(ValueError, match="counts is negative"):
+            optimizer.set_weights(
+                [fetched(v) - 2 if v is counts else fetched(v) for v in optimizer.variables]
+            )
+        assert everything(optimizer) == before
+
+    def test_without_state_where_a_variable_is_frozen(self) -> None:
+        optimizer = trained(Adam(0.25, name="adam"), 1)
+        kernel, bias = optimizer._own.variables
+        bias.trainable = False
+        before = everything(optimizer)
+        own = [ops.copy(v.value) for v in optimizer.variables]
+
+        def step() -> Any:
+            return optimizer.stateless_apply(own, [ops.ones((2,))], [ops.copy(kernel.value)])
+
+        if BACKEND == "tensorflow":
+            with pytest.raises(ValueError, match="stateless"):
+                step()
+        else:
+            step()
+        assert everything(optimizer) == before
+
+
+def test_a_scale_may_be_meant_never_to_grow() -> None:
+    optimizer = trained(LossScaleOptimizer(Adam(0.25), 4.0, 10**10), 2)
+    assert optimizer.metrics()["loss_scale"] == 4.0
+
+
+@pytest.mark.parametrize(("here", "there"), [(0.25, SCHEDULE), (SCHEDULE, 0.25)])
+def test_variables_keep_their_places_when_the_learning_rate_changes_its_kind(
+    here: Any, there: Any
+) -> None:
+    optimizer = trained(Adam(here), 1)
+    optimizer.learning_rate = there
+    other = Adam.from_config(optimizer.get_config())
+    other.build(variables())
+    # Only JAX has its numbers in a vector that is longer then, which it does without.
+    found = [
+        [(v.path.rpartition("/")[2], tuple(v.shape)) for v in each.variables if v is not numbers]
+        for each, numbers in ((optimizer, optimizer._own.numbers), (other, other._own.numbers))
+    ]
+    assert found[0] == found[1]
+    other.set_weights(optimizer.variables)
+    assert other.calls == 1
+    assert take(other) == near(take(optimizer))
+
+
 def test_values_are_at_hand_where_a_variable_or_its_scope_has_them() -> None:
     variable = keras.Variable(np.ones(2, np.float32))
     value, variable._value = variable._value, None  # as JAX's fit does

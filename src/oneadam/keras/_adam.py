@@ -220,18 +220,18 @@ class Adam(keras.optimizers.Optimizer):
             variables = self._own.variables
         else:
             variables = list(trainable_variables)
-            if not self.built:
-                with keras.name_scope(self.name, caller=self):
-                    self.build(variables)
         keys = _gradients.keys_of(self, variables)
         if len(grads) != len(variables):
             raise ValueError(
                 f"grads must have one entry for each of the {len(variables)} variables, received"
                 f" {len(grads)}; put None where there is no gradient"
             )
-        _files.adopt_pending(self)
         own = self._own
         given = _gradients.checked(self, grads, variables, keys)
+        if not self.built:
+            with keras.name_scope(self.name, caller=self):
+                self.build(variables)
+        _files.adopt_pending(self)
         if len(given) < len(grads):
             _gradients.warn_of_missing(self, grads, variables)
         assert own.engine is not None
@@ -293,7 +293,7 @@ class Adam(keras.optimizers.Optimizer):
         """The number of calls that an inf or NaN has made it skip."""
         return self._counters().skipped_calls
 
-    def scale_by(self, loss_scale: Variable) -> None:
+    def _scale_by(self, loss_scale: Variable) -> None:
         """Divide gradients by what a variable holds, and skip calls with an inf or NaN."""
         self._own.loss_scale = loss_scale
         _building.start(self)
@@ -436,9 +436,9 @@ class Adam(keras.optimizers.Optimizer):
             ValueError: something is missing, unexpected, or of another shape or dtype; nothing
                 has changed.
         """
-        self.adopt(state, keep_learning_rate)
+        self._adopt(state, keep_learning_rate)
 
-    def adopt(
+    def _adopt(
         self,
         state: Mapping[str, Any],
         keep_learning_rate: bool,
@@ -457,7 +457,7 @@ class Adam(keras.optimizers.Optimizer):
             What `check` returned.
         """
         self._check_free()
-        run = self._built()
+        own, run = self._own, self._built()
         restoring = _saved.restoring(
             run, _learning_rate.in_use(self), state, keep_learning_rate, also
         )
@@ -467,6 +467,7 @@ class Adam(keras.optimizers.Optimizer):
             _saved.restore(run, restoring)
             if isinstance(rate, float):
                 self.learning_rate = rate
+            own.pending = None
         return checked
 
     def save_own_variables(self, store: Any) -> None:
@@ -505,9 +506,9 @@ class Adam(keras.optimizers.Optimizer):
         Raises:
             OSError: the file cannot be written; the old one is untouched.
         """
-        checkpoint.write(path, self.state_dict(), self.told())
+        checkpoint.write(path, self.state_dict(), self._told())
 
-    def told(self) -> dict[str, str]:
+    def _told(self) -> dict[str, str]:
         """Return what a portable checkpoint says besides the state."""
         return _saved.metadata(self._built(), _learning_rate.in_use(self), self._own.exclusions)
 

@@ -50,6 +50,8 @@ def build(optimizer: Adam, variables: Sequence[Variable]) -> None:
     if not isinstance(own.rate, keras.Variable):
         # For a number that may be assigned when steps are compiled.
         own.rate = _variable(optimizer, (), _rows.number_dtype(), "learning_rate", _run.NO_RATE)
+        # Where a number has it: Keras's own LossScaleOptimizer saves variables by their places.
+        optimizer._variables.insert(1, optimizer._variables.pop())
     own.accumulators = {
         key(variable): _variable_beside(
             optimizer, variable, _rows.dtype_of(variable), _state.ACCUMULATOR

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -48,16 +46,8 @@ def load(optimizer: Adam, store: Any) -> None:
 def adopt_pending(optimizer: Adam) -> None:
     """Take over what was loaded before there were variables; what does not fit stays."""
     if optimizer._own.pending is not None:
-        with _outside_of_graphs():
+        with _rows.outside_of_graphs():
             adopt(optimizer, optimizer._own.pending)
-        optimizer._own.pending = None
-
-
-def _outside_of_graphs() -> Any:
-    """Return a context in which TensorFlow does things now that would be put into a graph."""
-    if _rows.backend_name() != "tensorflow":
-        return nullcontext()
-    return import_module("tensorflow").init_scope()
 
 
 def kept(optimizer: Adam) -> dict[str, Variable]:
@@ -79,10 +69,7 @@ def adopt(optimizer: Adam, values: Mapping[str, Any]) -> None:
         adopt_keras(optimizer, [values[str(place)] for place in range(len(values))])
         return
     here, values = kept(optimizer), dict(values)
-    takes_rate = _takes_rate(optimizer, values.get(_RATE, _run.NO_RATE))
-    if not takes_rate:
-        here.pop(_RATE, None)
-        values.pop(_RATE, None)
+    rate, own_rate = values.pop(_RATE, _run.NO_RATE), here.pop(_RATE, None)
     problems = [
         *(f"missing: {name}" for name in sorted(here.keys() - values.keys())),
         *(f"unexpected: {name}" for name in sorted(values.keys() - here.keys())),
@@ -91,6 +78,8 @@ def adopt(optimizer: Adam, values: Mapping[str, Any]) -> None:
             for name, variable in here.items()
             if name in values and values[name].shape != tuple(variable.shape)
         ),
+        *(f"{_RATE} of shape {np.shape(rate)}, here ()" for _ in range(np.ndim(rate) > 0)),
+        *_negative({name: values[name] for name in here.keys() & values.keys()}, here),
     ]
     if problems:
         raise ValueError(
@@ -98,10 +87,23 @@ def adopt(optimizer: Adam, values: Mapping[str, Any]) -> None:
             f" {listed(problems)}; nothing was loaded. Make the optimizer with the arguments"
             " that it was saved with, or use the portable save and load"
         )
+    takes_rate = _takes_rate(optimizer, rate)
     with _interrupts.held_back():
         for name, variable in here.items():
             variable.assign(values[name])
+        if takes_rate:
+            own_rate.assign(rate)
         _write_arguments(optimizer, is_rate_new=takes_rate)
+        optimizer._own.pending = None
+
+
+def _negative(values: Mapping[str, Any], variables: Mapping[str, Variable]) -> list[str]:
+    """Return what is wrong with values of counters, by the names of these."""
+    return [
+        f"{name} is negative, a counter is not"
+        for name, value in values.items()
+        if "int" in _rows.dtype_of(variables[name]) and np.less(value, 0).any()
+    ]
 
 
 def _write_arguments(optimizer: Adam, *, is_rate_new: bool) -> None:
@@ -162,6 +164,15 @@ def _adopt_list(optimizer: Adam, variables: Sequence[Variable], weights: Sequenc
                 f"Optimizer variable {variable.path} has shape {tuple(variable.shape)} not"
                 f" compatible with provided weight shape {weight.shape}."
             )
+    problems = _negative(
+        {variable.path: weight for variable, weight in pairs},
+        {variable.path: variable for variable, _ in pairs},
+    )
+    if problems:
+        raise ValueError(
+            f"weights must be those of an optimizer; {listed(problems)}; nothing was loaded. Pass"
+            " what `variables` of one had"
+        )
     taken = [
         (variable, weight)
         for variable, weight in pairs
@@ -170,6 +181,7 @@ def _adopt_list(optimizer: Adam, variables: Sequence[Variable], weights: Sequenc
     with _interrupts.held_back():
         for variable, weight in taken:
             variable.assign(weight)
+        own.pending = None
 
 
 def first(optimizer: Adam) -> list[Variable]:

@@ -25,7 +25,8 @@ def keys_of(optimizer: Adam, variables: Sequence[Variable]) -> list[Any]:
     own = optimizer._own
     if len(variables) == len(own.variables) and all(map(is_, variables, own.variables)):
         return own.keys
-    optimizer._check_variables_are_known(variables)
+    if optimizer.built:
+        optimizer._check_variables_are_known(variables)
     keys = [optimizer._var_key(variable) for variable in variables]
     if len(set(keys)) != len(keys):
         raise ValueError(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from oneadam import _interrupts, _loss_scale, checkpoint
 from oneadam._loss_scale import LossScale
+from oneadam._messages import listed
 from oneadam._saved_state import Axes
 from oneadam._state import full
 from oneadam._warnings import warn
@@ -22,6 +23,15 @@ from oneadam.keras._adam import Adam
 
 Variable = Any
 Tensor = Any
+
+_MOST = 2**31 - 1
+"""Where counters stay."""
+_SAVED_AS = {
+    "dynamic_scale": "loss_scale",
+    "step_counter": "loss_scale_finite_calls",
+    "skipped_in_a_row": "loss_scale_skipped_in_a_row",
+}
+"""The names of portable checkpoints, by those in files of Keras."""
 
 
 @keras.saving.register_keras_serializable(package="oneadam")
@@ -109,12 +119,13 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self.step_counter = number("step_counter", 0, "int32")
         self.dynamic_scale = number("dynamic_scale", self.initial_scale, "float32")
         self.skipped_in_a_row = number("skipped_in_a_row", 0, "int32")
-        self.inner_optimizer.scale_by(self.dynamic_scale)
+        self.inner_optimizer._scale_by(self.dynamic_scale)
         object.__setattr__(self, "_trainable_variables", list(var_list))
         self._trainable_variables_indices = dict(self.inner_optimizer._trainable_variables_indices)
         self.built = True
         if self._pending:
-            self.load_own_variables(self._pending)
+            with _rows.outside_of_graphs():
+                self.load_own_variables(self._pending)
 
     def _build_around(self) -> None:
         """Build what is not built around an inner optimizer that is."""
@@ -129,22 +140,33 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             store[name] = _rows.fetched(value) if isinstance(value, keras.Variable) else value
 
     def load_own_variables(self, store: Any) -> None:
-        """Take over the scale and its counters from a file of Keras."""
+        """Take over the scale and its counters from a file of Keras.
+
+        Raises:
+            ValueError: they are none; nothing has changed.
+        """
         values = {key: np.asarray(store[key]) for key in store.keys()}  # noqa: SIM118
+        if values:
+            self._check(values)
         if not self.built:
             self._pending = values
-            return
-        if not values:
-            return
-        own = self._own_variables()
-        if own.keys() != values.keys():
+        elif values:
+            with _interrupts.held_back():
+                for name, variable in self._own_variables().items():
+                    variable.assign(values[name])
+                self._pending = {}
+
+    def _check(self, values: Mapping[str, Any]) -> None:
+        """Refuse values that are not those of a scale and its counters."""
+        if values.keys() != _SAVED_AS.keys() or any(map(np.ndim, values.values())):
+            found = [f"{name} of shape {np.shape(value)}" for name, value in values.items()]
             raise ValueError(
-                f"the saved state of the loss scale must have {', '.join(own)}, received"
-                f" {', '.join(values)}; load what an oneadam.keras.LossScaleOptimizer has saved"
+                f"the saved state of the loss scale must be numbers, {', '.join(_SAVED_AS)},"
+                f" received {listed(found)}; load what an oneadam.keras.LossScaleOptimizer has"
+                " saved"
             )
-        with _interrupts.held_back():
-            for name, variable in own.items():
-                variable.assign(values[name])
+        saved = {_SAVED_AS[name]: value for name, value in values.items()}
+        _loss_scale.restored(saved, self._settings)
 
     def _own_variables(self) -> dict[str, Variable]:
         return {
@@ -167,12 +189,12 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         skipped = self._skipped_calls()
         inner.apply(grads, trainable_variables)
         finite = ops.equal(skipped, self._skipped_calls())
-        count = ops.add(self.step_counter, 1)
-        grows = ops.logical_and(finite, count >= self.dynamic_growth_steps)
+        count = ops.minimum(self.step_counter, _MOST - 1) + 1
+        grows = ops.logical_and(finite, count >= min(self.dynamic_growth_steps, _MOST))
         larger = ops.minimum(self.dynamic_scale * 2.0, _loss_scale.MAXIMUM_SCALE)
         smaller = ops.maximum(self.dynamic_scale * 0.5, self.minimum_scale)
         kept = ops.where(finite, self.dynamic_scale + 0.0, smaller)
-        row = ops.minimum(self.skipped_in_a_row, 2**31 - 2) + 1
+        row = ops.minimum(self.skipped_in_a_row, _MOST - 1) + 1
         self.dynamic_scale.assign(ops.where(grows, larger, kept))
         self.step_counter.assign(ops.where(ops.logical_and(finite, ~grows), count, 0))
         self.skipped_in_a_row.assign(ops.where(finite, 0, row))
@@ -225,6 +247,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 f" {[value.shape for value in values]} as their shapes; pass the `variables` of"
                 " an oneadam.keras.LossScaleOptimizer"
             )
+        places = {id(variable): place for place, variable in enumerate(own)}
+        self._check({n: values[places[id(v)]] for n, v in self._own_variables().items()})
         with _interrupts.held_back():
             self.inner_optimizer.set_weights(weights[len(own) :])
             for variable, value in zip(own, values, strict=True):
@@ -297,7 +321,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         """Take over the state of another optimizer; see `Adam.load_state_dict`."""
         self._build_around()
         with _interrupts.held_back():
-            also = self.inner_optimizer.adopt(
+            also = self.inner_optimizer._adopt(
                 state, keep_learning_rate, also=_loss_scale.SAVED,
                 check=lambda also: _loss_scale.restored(also, self._settings),
             )  # fmt: skip
@@ -307,7 +331,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state and the configuration to one file, atomically; see `Adam.save`."""
-        checkpoint.write(path, self.state_dict(), self.inner_optimizer.told())
+        checkpoint.write(path, self.state_dict(), self.inner_optimizer._told())
 
     def load(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -86,6 +87,14 @@ def is_at_hand(variable: Variable) -> bool:
         return True
     scope = get_stateless_scope()
     return scope is not None and scope.get_current_value(variable) is not None
+
+
+def outside_of_graphs() -> AbstractContextManager[Any]:
+    """Return a context in which TensorFlow does now what would be put into a graph."""
+    if backend_name() != "tensorflow":
+        return nullcontext()
+    context: AbstractContextManager[Any] = import_module("tensorflow").init_scope()
+    return context
 
 
 def check_at_hand(variable: Variable) -> None:

@@ -110,35 +110,35 @@ def restoring(
 
 def restore(run: Run, restoring: Restoring) -> None:
     """Take over saved state that has been checked, all but the learning rate."""
-    found, slots = restoring.arrays, run.slots
-    for slot, column in slots.arrays.items():
-        for name, variable in zip(run.names, column, strict=True):
-            array = found.get(full(name, slot))
-            variable.assign(ops.zeros(variable.shape, variable.dtype) if array is None else array)
+    found, slots, counted = restoring.arrays, run.slots, restoring.counters
 
     def vector(slot: str) -> Array:
         return np.array([found.get(full(name, slot), 0) for name in run.names])
 
     averaged = vector(_state.AVERAGED).astype(np.bool_)
-    if averaged.any() and not averaged.all():
-        # There is one flag for all, and an average that is taken for the first time is the value.
-        for row, average in enumerate(slots.arrays[_state.AVERAGE]):
-            if not averaged[row]:
-                average.assign(ops.cast(run.rows[row], average.dtype))
-    counted = restoring.counters
     words = (counted.calls, counted.updates, counted.skipped_calls)
     wide = _rows.dtype_of(run.calls) == "int64"
     high = [0 if wide else count >> _WORD for count in words]
     low = [count if wide else count & (2**_WORD - 1) for count in words]
-    run.calls.assign(low[0])
-    slots.updates.assign(low[1])
     dtype = np.iinfo(_rows.dtype_of(slots.counts))
-    new = np.zeros(slots.counts.shape, dtype.dtype)
-    parts = slots.counts_in(new)
+    # What is too large for these is an error before anything has changed.
+    counts = np.zeros(slots.counts.shape, dtype.dtype)
+    parts = slots.counts_in(counts)
     parts.skipped_calls[...] = low[2]
     parts.accumulated_calls[...] = counted.accumulated_calls
     parts.averaged[...] = averaged.any()
     parts.overflows[...] = high
     parts.row_updates[...] = np.minimum(vector(_state.UPDATES), dtype.max)
     parts.in_window[: len(run.rows)] = vector(_state.IN_WINDOW)
-    slots.counts.assign(new)
+    for slot, column in slots.arrays.items():
+        for name, variable in zip(run.names, column, strict=True):
+            array = found.get(full(name, slot))
+            variable.assign(ops.zeros(variable.shape, variable.dtype) if array is None else array)
+    if averaged.any() and not averaged.all():
+        # There is one flag for all, and an average that is taken for the first time is the value.
+        for row, average in enumerate(slots.arrays[_state.AVERAGE]):
+            if not averaged[row]:
+                average.assign(ops.cast(run.rows[row], average.dtype))
+    run.calls.assign(low[0])
+    slots.updates.assign(low[1])
+    slots.counts.assign(counts)

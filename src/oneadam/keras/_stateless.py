@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from oneadam.keras import _rows
+
 Variable = Any
 Tensor = Any
 
@@ -28,7 +30,8 @@ def apply(
         trainable_variables: values of these.
     """
     some = [variable for variable in variables if variable.trainable]
-    if not len(trainable_variables) == len(some) < len(variables):
+    is_whole = not len(trainable_variables) == len(some) < len(variables)
+    if is_whole or _rows.backend_name() == "tensorflow":  # which Keras refuses
         result: tuple[list[Tensor], list[Tensor]] = keras.optimizers.Optimizer.stateless_apply(
             optimizer, optimizer_variables, grads, trainable_variables
         )
