@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # Their asserts are the tests' asserts.
-pytest.register_assert_rewrite("oracle", "conformance", "scenarios", "faults", "demos")
+pytest.register_assert_rewrite("oracle", "conformance", "scenarios", "faults", "demos", "surface")
 
 if "KERAS_BACKEND" not in os.environ:
     # Keras runs on one backend in each process: `make test-keras-jax` and so on.

@@ -13,8 +13,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import surface
 from keras import ops
 
+import oneadam.keras
 import oneadam.numpy
 from oneadam import schedules
 from oneadam.keras import Adam, LossScaleOptimizer, _adam, _loss_scale
@@ -776,3 +778,7 @@ class TestLossScale:
     def test_refuses_others(self, wrong: Any) -> None:
         with pytest.raises((TypeError, ValueError), match="inner_optimizer must"):
             LossScaleOptimizer(wrong)
+
+
+def test_all_is_true() -> None:
+    surface.check(oneadam.keras)
