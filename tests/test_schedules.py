@@ -117,8 +117,9 @@ lengths = st.integers(1, 10**6)
 steps = st.integers(0, 10**7)
 
 
-def close(value: float, expected: float, scale: float) -> bool:
-    return abs(value - expected) <= 1e-12 * scale
+def close(value: float, expected: float, scale: float, share: float = 1e-12) -> bool:
+    # Subnormal numbers lie so far apart that a few roundings are a larger share of them.
+    return abs(value - expected) <= share * scale + 4 * math.ulp(0.0)
 
 
 @given(rates, lengths, st.floats(0.5, 1), st.booleans(), steps)
@@ -185,7 +186,7 @@ def test_cosine_decay_restarts(
     x = float((step - start) / length)
     expected = lr * ((1 - alpha) * height * (1 + math.cos(math.pi * x)) / 2 + alpha)
     value = CosineDecayRestarts(lr, n, t_mul, m_mul, alpha)(step)
-    assert abs(value - expected) <= 1e-9 * (lr + expected)
+    assert close(value, expected, lr + expected, share=1e-9)
 
 
 # Every kind of scalar that stands for a step: a function from an int to it, its namespace, and
