@@ -54,7 +54,7 @@ FAULTS: dict[str, tuple[Scenario, Any, str, Any]] = {
     ),
     "weights of betas are computed in float32": (SLOW, _numbers, "weights", rounded_weights),
     "parameters share a count": (LATE, _adam, "_counting_absences", lambda state, given: state),
-    "a window is not emptied": (WINDOW, _adam, "_emptied_if_closed", lambda sums, state: sums),
+    "a window is not emptied": (WINDOW, _adam, "emptied_if", lambda is_closed, sums: sums),
     "averages do not overwrite": (AVERAGES, _numbers, "is_multiple", lambda *_: jnp.array(False)),
     "nothing is spared from decay": (SPARED, Exclusions, "covers", lambda *_: False),
     "counters stay": (AVERAGES, _numbers, "counted", lambda counter, more: counter),

@@ -69,8 +69,17 @@ def parts_of_call(compiled: str) -> str:
     return "".join(parts[name] for name in (entry, *branches))
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="of what JAX compiles")
-def test_jax_only_adds() -> None:
+def conditions(jaxpr: Any) -> Iterator[Any]:
+    """Yield the outermost conditions in operations of JAX."""
+    for equation in jaxpr.eqns:
+        inner = equation.params.get("jaxpr")
+        if equation.primitive.name == "cond":
+            yield equation
+        elif inner is not None:
+            yield from conditions(getattr(inner, "jaxpr", inner))
+
+
+def traced_in_jax() -> Any:
     import jax
 
     optimizer, variables = built()
@@ -81,7 +90,12 @@ def test_jax_only_adds() -> None:
         return optimizer.stateless_apply(kept[1], grads, kept[0])
 
     # As in `fit`, which does not need what was before.
-    traced = jax.jit(step, donate_argnums=0).trace((values, state), gradients())
+    return jax.jit(step, donate_argnums=0).trace((values, state), gradients())
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of what JAX compiles")
+def test_jax_only_adds() -> None:
+    traced = traced_in_jax()
     parts = parts_of_call(traced.lower().compile().as_text())
     for shape in SHAPES:
         found = Counter(
@@ -93,6 +107,14 @@ def test_jax_only_adds() -> None:
         size = ",".join(map(str, shape))
         assert len(re.findall(rf"f32\[{size}\]\S* fusion\(", parts)) == 1
         assert not re.search(rf"f32\[{size}\]\S* copy\(", parts)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of what JAX compiles")
+def test_jax_hands_numbers_over_in_vectors() -> None:
+    first, *_ = conditions(traced_in_jax().jaxpr.jaxpr)
+    _condition, *handed = first.invars
+    # The variables that hold one number: calls, updates and the learning rate.
+    assert sum(operand.aval.shape == () for operand in handed) <= 3
 
 
 def shapes_of(attributes: Any) -> list[tuple[int, ...]]:

@@ -112,6 +112,69 @@ def test_functions_and_numbers_take_turns(compiled: bool) -> None:
     assert stepped(trained) == near(0.125)
 
 
+@pytest.mark.parametrize("window", [None, 2])
+def test_functions_are_asked_once_in_each_call(window: int | None) -> None:
+    asked: list[str] = []
+
+    def answering(name: str, answer: float) -> Any:
+        def ask() -> float:
+            asked.append(name)
+            return answer
+
+        return ask
+
+    own = Adam(
+        answering("learning_rate", 0.5),
+        beta_2=answering("beta_2", 0.99),
+        gradient_accumulation_steps=window,
+    )
+    trained = model(own, jit_compile=WAYS[0])
+    stepped(trained)
+    for count in (1, 2, 3):
+        asked.clear()
+        stepped(trained, count)
+        assert sorted(asked) == ["beta_2"] * count + ["learning_rate"] * count
+    asked.clear()
+    own.flush()
+    assert len(asked) == (0 if window is None else 2)
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+@pytest.mark.parametrize("takes_calls", [False, True])
+def test_where_a_function_raises_nothing_is_accumulated(takes_calls: bool, eagerly: bool) -> None:
+    if takes_calls and not (eagerly and TENSORFLOW) and BACKEND != "torch":
+        pytest.skip("a function of calls is traced, and not asked again")
+    fails = True
+
+    def rate() -> float:
+        if fails:
+            raise LookupError("there is none")
+        return 0.5
+
+    asked = (lambda calls: rate()) if takes_calls else (lambda: rate())
+    own = Adam(asked, gradient_accumulation_steps=3)
+    weights = [keras.Variable(np.ones((100, 100), np.float32))]
+    own.build(weights)
+
+    def step() -> None:
+        own.apply([ops.ones((100, 100))], weights)
+
+    if TENSORFLOW and not eagerly:
+        import tensorflow as tf
+
+        step = tf.function(step)
+    before = [np.array(ops.convert_to_numpy(variable.value)) for variable in own.variables]
+    for _ in range(2):
+        with pytest.raises(Exception, match="there is none"):
+            step()
+        for variable, value in zip(own.variables, before, strict=True):
+            assert np.array_equal(ops.convert_to_numpy(variable.value), value)
+    fails = False
+    step()
+    assert own.calls == 1
+    assert np.all(ops.convert_to_numpy(own._accumulated_gradients[0].value) == 1)
+
+
 @pytest.mark.parametrize("compiled", WAYS[-1:])
 def test_the_scheduler_of_keras_overrules_a_schedule(compiled: bool) -> None:
     trained = model(Adam(Halving()), jit_compile=compiled)

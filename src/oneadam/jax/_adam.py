@@ -212,6 +212,17 @@ class Adam:
             new = new._replace(skipped_calls=_numbers.counted(state.skipped_calls, ~is_done))
         return _trees.rebuilt(params, after), new
 
+    def summed(self, grads: Tree, state: AdamState, params: Tree) -> Leaves:
+        """Return the sums of the open accumulation window with gradients of one more call."""
+        _, given = _trees.checked(grads, params)
+        return [_update.accumulated(row, self.own) for row in _rows(params, given, state)]
+
+    def closed(self, state: AdamState, params: Tree) -> tuple[Leaves, AdamState]:
+        """Return parameters and state, but for the sums, after the window is full."""
+        _, given = _trees.checked(jax.tree.map(lambda _: None, params), params)
+        call = _Call(_rows(params, given, state), state, None)
+        return self._updated(call, jnp.maximum(state.accumulated_calls, self.window), _value)
+
     def check_present(self, names: Sequence[str], given: Leaves) -> None:
         """Refuse a call without any gradient, and warn of parameters that have none."""
         missing = tuple(n for n, grad in zip(names, given, strict=True) if grad is None)
@@ -227,12 +238,7 @@ class Adam:
         after = [
             row._replace(grad=None, accumulator=_update.accumulated(row, self.own)) for row in rows
         ]
-        absences = state.absences
-        if absences is not None:
-            absences = absences._replace(in_window=absences.in_window | _present(rows))
-        new = _with_trees(state, after)._replace(
-            accumulated_calls=state.accumulated_calls + 1, absences=absences
-        )
+        new = counted(_with_trees(state, after), _present(rows))
         if is_done is not None:
             new = _where(is_done, new, state)
             accumulators = jax.tree.leaves(new.gradient_accumulator)
@@ -267,7 +273,8 @@ class Adam:
             lambda: self._updated(call, divisor, result),
             lambda: ([result(row.param, row.param) for row in rows], state),
         )
-        return results, state._replace(gradient_accumulator=_emptied_if_closed(sums, state))
+        sums = emptied_if(state.accumulated_calls == 0, sums)
+        return results, state._replace(gradient_accumulator=sums)
 
     def _updated(
         self, call: _Call, divisor: Any, result: Callable[[Array, Array], Array]
@@ -324,17 +331,29 @@ def _where(condition: Array, after: Tree, before: Tree) -> Tree:
     return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), after, before)
 
 
-def _emptied_if_closed(sums: Tree, state: AdamState) -> Tree:
-    """Return the accumulators as they are, or zeros after an update; None if there are none."""
+def emptied_if(is_closed: Array, sums: Tree) -> Tree:
+    """Return the sums of a window as they are, or zeros; None if there are none."""
     if sums is None:
         return None
-    is_closed = state.accumulated_calls == 0
     # What is asked again is known, but lets the zeros be written in place.
     return jax.lax.cond(
         is_closed,
         lambda: jax.tree.map(lambda each: jnp.where(is_closed, 0, each), sums),
         lambda: sums,
     )
+
+
+def counted(state: AdamState, present: Array) -> AdamState:
+    """Return the state with one more call in the open window, the sums as they are.
+
+    Args:
+        state: before that call.
+        present: bool, which parameters it has given gradients.
+    """
+    absences = state.absences
+    if absences is not None:
+        absences = absences._replace(in_window=absences.in_window | present)
+    return state._replace(accumulated_calls=state.accumulated_calls + 1, absences=absences)
 
 
 def _counting_absences(state: AdamState, given: Leaves) -> AdamState:

@@ -14,8 +14,8 @@ import numpy as np
 from oneadam import _state
 from oneadam._exclusions import Exclusions
 from oneadam._hyperparameters import Hyperparameters
-from oneadam.jax import _numbers
-from oneadam.jax._adam import Adam
+from oneadam.jax import _numbers, _rates
+from oneadam.jax._adam import Adam, counted, emptied_if
 from oneadam.jax._arguments import Arguments
 from oneadam.jax._state import Absences, AdamState, Rates
 from oneadam.keras import _rows
@@ -90,6 +90,8 @@ class Engine:
 
     def _take(self, grads: list[Any], raw: list[Any], values: Values) -> Values:
         adam, state, rows = self._adam(values), self._state(values), values["rows"]
+        if adam.window > 1 and rows and not self._run.skips:
+            return self._accumulate(grads, raw, values)
         if self._run.skips and rows:
             grads = _poisoned(grads, raw)
         if rows:
@@ -97,13 +99,43 @@ class Engine:
         else:
             calls = _numbers.counted(state.calls, True)
             after = state._replace(calls=calls, updates=_numbers.counted(state.updates, True))
-        return self._after(values, rows, state, after, raw)
+        return values | self._after(values, rows, state, after, raw)
+
+    def _accumulate(self, grads: list[Any], raw: list[Any], values: Values) -> Values:
+        """Take a call of a window, where none is skipped.
+
+        Numbers and counters are taken apart in the branches only: by itself, each that a branch is
+        handed costs as much time as adding a small gradient.
+        """
+        adam, state, rows = self._adam(values), self._state(values), values["rows"]
+        sums = adam.summed(grads, state, rows)
+        present = jnp.asarray([grad is not None for grad in grads])
+        rates = _rates.now(adam.own, state.calls, state.rates)._asdict()
+        asked = {name: rate for name, rate in rates.items() if callable(adam.own.value(name))}
+        # The sums do not pass through the branches: the compiler would copy them.
+        packed = values | {"arrays": values["arrays"] | {_state.ACCUMULATOR: None}}
+
+        def taken(is_full: bool) -> Values:
+            adam, before = self._adam(packed), self._state(packed)
+            calls = _numbers.counted(before.calls, True)
+            state = before._replace(calls=calls, rates=before.rates._replace(**asked))
+            new, state = rows, counted(state, present)
+            if is_full:
+                new, state = adam.closed(state._replace(gradient_accumulator=sums), rows)
+            return self._after(packed, new, before, state, raw)
+
+        fill = self._counts(values).accumulated_calls + 1
+        after: Values = values | jax.lax.cond(
+            fill >= adam.window, lambda: taken(is_full=True), lambda: taken(is_full=False)
+        )
+        sums = emptied_if(self._counts(after).accumulated_calls == 0, sums)
+        return after | {"arrays": after["arrays"] | {_state.ACCUMULATOR: sums}}
 
     def _flush(self, values: Values) -> Values:
         adam, state = self._adam(values), self._state(values)
         rows, after = adam.flush(state, values["rows"])
         raw = [None] * len(values["overwritten"])
-        return self._after(values, rows, state, after, raw)
+        return values | self._after(values, rows, state, after, raw)
 
     def _adam(self, values: Values) -> Adam:
         run, numbers = self._run, named(list(_real(values["numbers"])))
@@ -161,7 +193,7 @@ class Engine:
     def _after(
         self, values: Values, rows: list[Any], before: AdamState, state: AdamState, raw: list[Any]
     ) -> Values:
-        """Return all values after a call that has led from one state to another."""
+        """Return what has another value after a call that has led from one state to another."""
         counters = [state.calls, state.updates, state.skipped_calls]
         absences = state.absences
         assert absences is not None
@@ -187,12 +219,11 @@ class Engine:
         window = [absences.in_window]
         if pending:
             window.append(jnp.stack(pending))
-        return values | {
+        return {
             "rows": rows,
             "arrays": {slot: getattr(state, slot) for slot in values["arrays"]},
             "overwritten": overwritten,
             "calls": _low(state.calls),
-            "learning_rate": values["learning_rate"],
             "updates": _low(state.updates),
             "counts": Counts(
                 _low(state.skipped_calls),

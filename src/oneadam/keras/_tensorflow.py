@@ -6,33 +6,27 @@ is done where all replicas meet: each update runs on the device of the variable'
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import weakref
 from collections.abc import Callable, Sequence
-from functools import reduce
 from itertools import chain
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import tensorflow as tf
 
 from oneadam import _gradients, _plan, _state
-from oneadam import _hyperparameters as hyper
 from oneadam._engines import Buffers, Options, arrays
 from oneadam._hyperparameters import Rates
 from oneadam._plan import Scalars, Settings
-from oneadam.keras import _rows, _tensorflow_norms
+from oneadam.keras import _rows, _tensorflow_norms, _tensorflow_rates
 from oneadam.keras import _tensorflow_names as xp
 from oneadam.keras._run import BETAS, Run, named
-from oneadam.keras._slots import Last
+from oneadam.keras._slots import Counts, Last
+from oneadam.keras._tensorflow_replicas import Everywhere, Here, largest, summed
 
 Tensor = Any
 Variable = Any
 _Method = TypeVar("_Method", bound=Callable[..., None])
-
-ASKING = "oneadam_asks_a_function_of_Python_which_needs_jit_compile_False"
-"""The name of the operation, which XLA's refusal to compile it shows."""
-
 
 # AutoGraph would translate each function that is called, and there is nothing in them for it.
 _as_it_is: Callable[[_Method], _Method] = tf.autograph.experimental.do_not_convert
@@ -104,70 +98,55 @@ class Engine:
     ) -> None:
         context = tf.distribute.get_replica_context()
         if context is None or not tf.distribute.has_strategy():
-            act(_Call(self._run, _Here(), grads, raw))
+            act(_Call(self._run, Here(), grads, raw))
             return
-        sums = _summed(context, grads)
-        largest = [None if tensor is None else _largest(context, tensor) for tensor in raw]
+        sums = summed(context, grads)
+        most = [None if tensor is None else largest(context, tensor) for tensor in raw]
 
         def met(strategy: Any, grads: Any, raw: Any) -> None:
-            act(_Call(self._run, _Everywhere(strategy), grads, raw))
+            act(_Call(self._run, Everywhere(strategy), grads, raw))
 
-        context.merge_call(met, args=(sums, largest))
+        context.merge_call(met, args=(sums, most))
 
     def _taken(self, call: _Call) -> None:
         run = call.run
         window = run.hyperparameters.gradient_accumulation_steps or 1
-        rates = call.rates()
-        fill = call.counts.accumulated_calls + 1
+        call.ask()
 
         def proceed() -> None:
             if window == 1:
-                call.update(rates, 1)
+                call.update(1)
             else:
-                # A window loaded from a run with more steps closes with the mean over its calls.
-                _if(
-                    fill >= window,
-                    lambda: call.update(rates, tf.maximum(fill, window)),
-                    lambda: call.accumulate(rates, fill),
-                )
+                self._accumulated(call, window)
             call.write(run.calls, call.read(run.calls) + 1)
 
-        if run.skips:
-            _if(
-                call.is_finite(),
-                proceed,
-                lambda: call.count(skipped_calls=call.counts.skipped_calls + 1),
-            )
-        else:
-            proceed()
+        # A function that raises must do so before anything is written.
+        with tf.control_dependencies(tf.nest.flatten(call.answers)):
+            if run.skips:
+                _if(
+                    call.is_finite(),
+                    proceed,
+                    lambda: call.count(skipped_calls=call.counts.skipped_calls + 1),
+                )
+            else:
+                proceed()
+
+    def _accumulated(self, call: _Call, window: int) -> None:
+        call.add()
+
+        def close() -> None:
+            # A window loaded from a run with more steps closes with the mean over its calls.
+            full = call.without_gradients()
+            full.update(tf.maximum(full.fill, window))
+
+        _if(call.fill >= window, close, lambda: call.without_gradients().leave_open())
+        call.empty_if_closed()
 
     def _flushed(self, call: _Call) -> None:
-        rates, fill = call.rates(), call.counts.accumulated_calls
-        _if(fill > 0, lambda: call.update(rates, fill), lambda: None)
-
-
-class _Here:
-    """Variables that have one copy."""
-
-    @staticmethod
-    def local(value: Any) -> Tensor:
-        return value
-
-    @staticmethod
-    def update(variable: Variable, function: Callable[..., None], *arguments: Any) -> None:
-        function(variable, *arguments)
-
-
-class _Everywhere(NamedTuple):
-    """Variables that have a copy in each replica."""
-
-    strategy: Any
-
-    def local(self, value: Any) -> Tensor:
-        return self.strategy.experimental_local_results(value)[0]
-
-    def update(self, variable: Variable, function: Callable[..., None], *arguments: Any) -> None:
-        self.strategy.extended.update(variable, function, args=arguments, group=False)
+        call.ask()
+        fill = call.counts.accumulated_calls
+        _if(fill > 0, lambda: call.update(fill), lambda: None)
+        call.empty_if_closed()
 
 
 class _Call:
@@ -176,18 +155,40 @@ class _Call:
     def __init__(
         self,
         run: Run,
-        place: _Here | _Everywhere,
+        place: Here | Everywhere,
         grads: Sequence[Tensor | None],
         raw: Sequence[Tensor | None],
     ) -> None:
         self.run, self._place, self._grads, self._raw = run, place, grads, raw
-        self.counts = run.slots.counts_in(self.read(run.slots.counts))
+        self._present = [grad is not None for grad in (*grads, *raw)]
+        self.counts = self._counts_now()
         self._numbers = named(tf.unstack(self.read(run.numbers)))
         self._scale = None if run.loss_scale is None else self.read(run.loss_scale)
         if run.hyperparameters.loss_scale_factor is not None:
             self._scale = self._numbers["loss_scale_factor"]
+        self.answers: dict[str, Tensor] = {}
+        """Of functions and schedules, by argument."""
         self._norms: Tensor = None
         self._total: Tensor = None
+
+    def without_gradients(self) -> _Call:
+        """Return the call after its gradients were added to their window, to be made in a branch.
+
+        There numbers and counters are read anew: by itself, each that a branch is handed costs XLA
+        as much time as adding a small gradient.
+        """
+        call = _Call(self.run, self._place, [None] * len(self._grads), self._raw)
+        call._present, call.answers = self._present, self.answers
+        call._norms, call._total = self._norms, self._total
+        return call
+
+    def _counts_now(self) -> Counts:
+        return self.run.slots.counts_in(self.read(self.run.slots.counts))
+
+    @property
+    def fill(self) -> Tensor:
+        """The calls of the open window, with this one."""
+        return self.counts.accumulated_calls + 1
 
     def read(self, variable: Variable) -> Tensor:
         """Return the value of a variable."""
@@ -210,23 +211,23 @@ class _Call:
         known = known._replace(learning_rate=rates.learning_rate, **changes)
         self.write(last, tf.stack([tf.cast(number, last.dtype) for number in known]))
 
+    def ask(self) -> None:
+        """Ask functions and schedules, once in a call."""
+        h, assigned = self.run.hyperparameters, self._assigned_rate()
+        self.answers = _tensorflow_rates.asked(h, assigned)
+        if h.takes_calls:
+            rate = _tensorflow_rates.scheduled(h, self.read(self.run.calls))
+            rate = tf.where(assigned >= 0, assigned, tf.cast(rate, tf.float64))
+            self.answers["learning_rate"] = rate
+
+    def _assigned_rate(self) -> Tensor:
+        return tf.cast(self.read(self.run.learning_rate), tf.float64)
+
     def rates(self) -> Rates:
         """Return the rates of this call, in float64; of betas that are numbers, the weights."""
-        h, run = self.run.hyperparameters, self.run
         found: dict[str, Any] = {name: self._numbers[name] for name in BETAS}
-        assigned = tf.cast(self.read(run.learning_rate), tf.float64)
-        if not callable(h.learning_rate):
-            found["learning_rate"] = assigned
-        elif h.takes_calls:
-            rate = tf.cast(_scheduled(h, self.read(run.calls)), tf.float64)
-            found["learning_rate"] = tf.where(assigned >= 0, assigned, rate)
-        asked = [
-            name
-            for name in Rates._fields
-            if callable(getattr(h, name)) and not (name == "learning_rate" and h.takes_calls)
-        ]
-        found |= zip(asked, _asked(h, asked, assigned), strict=True)
-        return Rates(**found)
+        found["learning_rate"] = self._assigned_rate()
+        return Rates(**(found | self.answers))
 
     def is_finite(self) -> Tensor:
         """Return whether all gradients are finite, and those that become values."""
@@ -274,42 +275,51 @@ class _Call:
             decays=h.weight_decay is not None and self.run.decayed[row],
         )
 
-    def accumulate(self, rates: Rates, fill: Tensor) -> None:
+    def add(self) -> None:
         """Add the gradients to their window."""
-        slots = self.run.slots
-        accumulators = slots.column(_state.ACCUMULATOR)
+        accumulators = self.run.slots.column(_state.ACCUMULATOR)
         for row, grad in enumerate(self._grads):
-            if grad is not None:
-                self._add(row, accumulators[row], grad)
+            if grad is None:
+                continue
+            scale = self._options(row).loss_scale
+
+            def add(copy: Variable, grad: Tensor, scale: Tensor | None = scale) -> None:
+                grad = tf.cast(grad, copy.dtype)
+                copy.assign_add(grad if scale is None else grad / scale)
+
+            self._place.update(_rows.own(accumulators[row]), add, grad)
+
+    def leave_open(self) -> None:
+        """Count a call whose gradients were added to a window that is not full."""
         for (_, accumulator), grad in zip(self.run.overwritten, self._raw, strict=True):
             if grad is not None and accumulator is not None:
                 self._place.update(_rows.own(accumulator), _keep_larger, grad)
-        self.count(in_window=self._participants(), accumulated_calls=fill)
-        self.note(rates)
+        self.count(in_window=self._participants(), accumulated_calls=self.fill)
+        self.note(self.rates())
 
-    def _add(self, row: int, accumulator: Variable, grad: Tensor) -> None:
-        scale = self._options(row).loss_scale
+    def empty_if_closed(self) -> None:
+        """Empty the window if no call is in it."""
+        is_closed = self._counts_now().accumulated_calls == 0
 
-        def add(copy: Variable, grad: Tensor) -> None:
-            grad = tf.cast(grad, copy.dtype)
-            copy.assign_add(grad if scale is None else grad / scale)
+        def empty() -> None:
+            for accumulator in self.run.slots.column(_state.ACCUMULATOR):
+                if accumulator is not None:
+                    self._place.update(_rows.own(accumulator), _emptied_if, is_closed)
 
-        self._place.update(_rows.own(accumulator), add, grad)
+        _if(is_closed, empty, lambda: None)
 
     def _participants(self) -> Tensor:
         """Return which rows have had a gradient in the window."""
-        given = [grad is not None for grad in (*self._grads, *self._raw)]
-        present = tf.constant(given, tf.bool)
-        return present | (self.counts.in_window > 0)
+        return tf.constant(self._present, tf.bool) | (self.counts.in_window > 0)
 
-    def update(self, rates: Rates, divisor: Any) -> None:
-        """Update the variables with the mean over so many calls."""
+    def update(self, divisor: Any) -> None:
+        """Update the variables with the mean over so many calls, whose sums stay as they are."""
         run, slots = self.run, self.run.slots
         participants = self._participants()
         row_updates = self.counts.row_updates
         row_updates += tf.cast(participants[: len(run.rows)], row_updates.dtype)
         updates = self.read(slots.updates) + 1
-        scalars = self._scalars(rates, divisor, row_updates)
+        scalars = self._scalars(self.rates(), divisor, row_updates)
         h = run.hyperparameters
         every = h.ema_overwrite_frequency if h.use_ema else None
         overwrites = None if every is None else updates % every == 0
@@ -386,10 +396,9 @@ class _Call:
             for slot in (_state.ACCUMULATOR, _state.MOMENTUM, _state.VELOCITY,
                          _state.VELOCITY_HAT, _state.AVERAGE)
         ]  # fmt: skip
-        is_given = self._grads[row] is not None
-        if not is_given and columns[0] is None and columns[-1] is None:
+        if not self._present[row] and columns[0] is None and columns[-1] is None:
             return
-        takes_part = None if is_given else participants[row]
+        takes_part = None if self._present[row] else participants[row]
 
         def constrained(param: Tensor) -> Tensor:
             return param if constraint is None else tf.cast(constraint(param), param.dtype)
@@ -409,10 +418,7 @@ class _Call:
                     options._replace(loss_scale=None),
                     xp,
                 )
-                after = after._replace(
-                    param=constrained(after.param),
-                    accumulator=None if before.accumulator is None else tf.zeros_like(total),
-                )
+                after = after._replace(param=constrained(after.param))
             if takes_part is not None:
                 after = Buffers(
                     *(
@@ -425,8 +431,8 @@ class _Call:
             if overwrites is not None:
                 average = constrained(tf.cast(after.average, after.param.dtype))
                 after = after._replace(param=tf.where(overwrites, average, after.param))
-            for copy, value in zip(copies, after, strict=True):
-                if copy is not None:
+            for copy, value in zip(copies, after._replace(accumulator=None), strict=True):
+                if value is not None:
                     copy.assign(value)
 
         self._place.update(_rows.own(variable), update, self._grads[row], *columns)
@@ -437,19 +443,6 @@ def _fitting(grad: Tensor | None, variable: Variable) -> Tensor | None:
     if grad is None or grad.shape.is_fully_defined():
         return grad
     return tf.ensure_shape(grad, variable.shape)
-
-
-def _summed(context: Any, tensors: list[Tensor | None]) -> list[Tensor | None]:
-    """Return the sums of tensors over all replicas."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, given) if given else ())
-    return [None if tensor is None else next(sums) for tensor in tensors]
-
-
-def _largest(context: Any, tensor: Tensor) -> Tensor:
-    """Return the largest of what each replica has, as over the calls of a window."""
-    every = context.all_gather(tensor[None], 0)
-    return reduce(xp.maximum, tf.unstack(every, context.num_replicas_in_sync))
 
 
 def _if(condition: Tensor, act: Callable[[], None], other: Callable[[], None]) -> None:
@@ -473,6 +466,12 @@ def _of_each(column: Any, dtype: str, count: int) -> Sequence[Tensor]:
     return [tf.reshape(cast, ())] * count
 
 
+def _emptied_if(accumulator: Variable, is_closed: Tensor) -> None:
+    # What is asked again is known, but lets XLA write the zeros in place.
+    sums = tf.convert_to_tensor(accumulator)
+    accumulator.assign(tf.where(is_closed, tf.zeros_like(sums), sums))
+
+
 def _keep_larger(accumulator: Variable, grad: Tensor) -> None:
     accumulator.assign(tf.maximum(accumulator, tf.cast(grad, accumulator.dtype)))
 
@@ -486,39 +485,3 @@ def _overwrite(
         value = largest if value is None else tf.maximum(largest, value)
         accumulator.assign(tf.zeros_like(largest))
     variable.assign(tf.where(given, value, variable))
-
-
-def _scheduled(h: hyper.Hyperparameters, calls: Tensor) -> Tensor:
-    """Return the learning rate that a schedule has for a call."""
-    schedule: Any = h.learning_rate
-    return schedule(_rows.step(calls))
-
-
-def _asked(h: hyper.Hyperparameters, names: list[str], assigned: Tensor) -> list[Any]:
-    """Return what functions without arguments answer when the step runs.
-
-    Args:
-        h: the arguments.
-        names: of the functions among them.
-        assigned: a learning rate that stands in the place of its function, if not negative.
-    """
-    if not names:
-        return []
-    if h.takes_calls:
-        h = dataclasses.replace(h, learning_rate=0.0)
-
-    def ask(assigned: Tensor) -> list[float]:
-        rate = float(assigned)
-        now = h if rate < 0 else dataclasses.replace(h, learning_rate=rate)
-        answers = hyper.now(now, 0)._asdict()
-        return [answers[name] for name in names]
-
-    if tf.executing_eagerly():
-        answers = [tf.constant(answer, tf.float64) for answer in ask(assigned)]
-    else:
-        answers = tf.py_function(ask, [assigned], [tf.float64] * len(names), name=ASKING)
-        answers = [tf.ensure_shape(answer, ()) for answer in answers]
-    return [
-        _plan.weights(answer, xp) if name in BETAS else answer
-        for name, answer in zip(names, answers, strict=True)
-    ]
